@@ -1,0 +1,63 @@
+"""Trains the KL autoencoder."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
+
+from ...host.demo_models import build_autoencoder
+from .pictures import SEEDS, training_set
+from .run import Run
+
+BATCH = 16
+_CHROMA = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
+
+
+class Autoencoder(nn.Module):
+    """Pictures in [-1, 1] to themselves and to the moments of their latents."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = build_autoencoder(seed=1)
+        self.net.requires_grad_(True)
+
+    def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        mean, logvar = self.net.quant_conv(self.net.encoder(pixels)).float().chunk(2, 1)
+        logvar = logvar.clamp(-20, 10)
+        latent = mean + torch.exp(0.5 * logvar) * torch.randn_like(mean)
+        return self.net.decoder(self.net.post_quant_conv(latent)).float(), mean, logvar
+
+
+def picture_loss(ours: Tensor, truth: Tensor) -> Tensor:
+    """Luminance is learned first and leaves colours wrong: hence the chroma and the pooled terms."""
+    matrix = _CHROMA.to(ours.device)
+    chroma = torch.einsum("kc,bchw->bkhw", matrix[1:], ours - truth)
+    pooled = avg_pool2d(ours - truth, 4)
+    edges = (ours - truth).diff(dim=-1).abs().mean() + (ours - truth).diff(dim=-2).abs().mean()
+    return (
+        l1_loss(ours, truth)
+        + 2.0 * mse_loss(ours, truth)
+        + 0.5 * edges
+        + 1.5 * chroma.abs().mean()
+        + 1.5 * avg_pool2d(chroma, 4).abs().mean()
+        + 2.0 * pooled.abs().mean()
+    )
+
+
+def train_vae(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
+    model = Autoencoder().to(device)
+    run = Run("vae", folder, model, steps, 1.2e-3, warm_start=warm_start)
+
+    def step(index: int) -> tuple[Tensor, dict[str, float]]:
+        first = SEEDS["vae"] + index * BATCH
+        pixels = training_set(list(range(first, first + BATCH)), device).pictures.image.permute(0, 3, 1, 2) * 2 - 1
+        with torch.autocast(device, torch.bfloat16):
+            ours, mean, logvar = model(pixels)
+        fidelity = picture_loss(ours, pixels)
+        divergence = 0.5 * (mean.square() + logvar.exp() - 1 - logvar).mean()
+        psnr = -10 * torch.log10(mse_loss(ours.detach(), pixels) / 4)
+        return fidelity + 5e-4 * divergence, {"loss": fidelity.item(), "kl": divergence.item(), "psnr": psnr.item()}
+
+    run.train(step)
+    return run

@@ -1,0 +1,9 @@
+"""The pack's nodes: schema and a short execute each."""
+
+from importlib import import_module
+
+_MODULES: tuple[str, ...] = ()
+
+
+def all_nodes() -> list[type]:
+    return [node for name in _MODULES for node in import_module(f".{name}", __name__).NODES]
