@@ -1,0 +1,67 @@
+"""Masks: 1 = generate, 0 = keep. From the picture's pixels to the latent's cells."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, interpolate, max_pool2d
+
+
+def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
+    """The mask at the picture's size, (B, height, width) in [0, 1].
+
+    mask: (H, W), (B, H, W) or (B, 1, H, W). The same aspect in another size is resized. Raises ValueError for another
+    aspect and for values that are not numbers.
+    """
+    mask = mask.reshape(-1, *mask.shape[-2:]).float()
+    if not torch.isfinite(mask).all():
+        raise ValueError("The mask holds values that are not numbers. Check the node that made it.")
+    h, w = mask.shape[-2:]
+    # The sides of a smaller copy are rounded each by up to half a pixel.
+    if abs(h * width - w * height) > max(height + width, h + w) / 2:
+        raise ValueError(
+            f"The mask is {w} x {h} pixels and the picture {width} x {height}. "
+            "Give a mask of the picture's size, or of the same aspect."
+        )
+    if (h, w) != (height, width):
+        mask = interpolate(mask[:, None], (height, width), mode="bilinear", antialias=True)[:, 0]
+    return mask.clamp(0, 1)
+
+
+def require_region(mask: Tensor) -> None:
+    """Raises ValueError where a mask of the batch (B, H, W) has nothing to generate."""
+    for number, one in enumerate(mask, 1):
+        if not one.any():
+            which = "The mask" if len(mask) == 1 else f"Mask {number} of {len(mask)}"
+            raise ValueError(f"{which} is empty. Paint at least one pixel of the place to fill.")
+
+
+def latent_mask(mask: Tensor, height: int, width: int, cover: str = "any") -> Tensor:
+    """The mask on the latent's cells, (B, 1, height, width) in [0, 1].
+
+    mask: (B, H, W) in [0, 1]. cover: `any` takes the strongest pixel of each cell, so that the generated cells contain
+    the whole pixel mask and no rim of the old content is left inside it; `area` takes the cell's average.
+    """
+    pool = {"any": adaptive_max_pool2d, "area": adaptive_avg_pool2d}[cover]
+    return pool(mask[:, None], (height, width))
+
+
+def dilate(mask: Tensor, radius: int) -> Tensor:
+    """Grown by a square of 2 * radius + 1 pixels. mask: (..., H, W); radius 0 returns it as it is."""
+    if radius == 0:
+        return mask
+    flat = mask.reshape(-1, 1, *mask.shape[-2:])
+    return max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+
+
+def erode(mask: Tensor, radius: int) -> Tensor:
+    """Shrunk by a square of 2 * radius + 1 pixels; the picture's edge does not shrink it."""
+    return 1 - dilate(1 - mask, radius)
+
+
+def progressive_masks(mask: Tensor, stages: int, steps: int) -> list[Tensor]:
+    """One latent mask per step, thin masks first much larger (Blended Latent Diffusion's progressive shrinking).
+
+    mask: (B, 1, h, w). The stages are dilations by squares of 3 + 2i cells, i = stages - 1 ... 0, then the mask itself.
+    """
+    ladder = [dilate(mask, i + 1) for i in reversed(range(stages))] + [mask]
+    span = steps // (stages + 1) + 1
+    return [ladder[step // span] for step in range(steps)]
