@@ -1,0 +1,49 @@
+"""Every shipped workflow, unmodified: the API files run on the server, the graph files open in the web page."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from inlay.demo.job import fetch
+from inlay.demo.server import PACK
+
+API = sorted((PACK / "workflows" / "api").glob("*.json"))
+GRAPHS = sorted((PACK / "workflows").glob("*.json"))
+# Node types that live in the web page alone.
+PAGE_ONLY = {"Note", "MarkdownNote", "Reroute", "PrimitiveNode"}
+
+
+def read(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("path", API, ids=lambda path: path.stem)
+def test_it_runs_and_makes_pictures(server, path):
+    graph = read(path)
+    pictures = fetch(server, graph, server.run(graph))
+    assert pictures
+    assert [name for name, images in pictures.items() if any(image.min() == image.max() for image in images)] == []
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_it_opens(object_info, path):
+    graph = read(path)
+    assert path.with_suffix(".jpg").is_file()
+    nodes = {node["id"]: node for node in graph["nodes"]}
+    assert {node["type"] for node in nodes.values()} - PAGE_ONLY <= set(object_info)
+    for link, source, slot, target, place, kind in graph["links"]:
+        assert link in nodes[source]["outputs"][slot]["links"]
+        assert nodes[target]["inputs"][place]["link"] == link
+        assert kind == nodes[source]["outputs"][slot]["type"]
+
+
+@pytest.mark.parametrize("path", GRAPHS, ids=lambda path: path.stem)
+def test_both_files_are_the_same_job(path):
+    graph = Counter(node["type"] for node in read(path)["nodes"] if node["type"] not in PAGE_ONLY)
+    assert graph == Counter(node["class_type"] for node in read(path.parent / "api" / path.name).values())
+
+
+def test_every_workflow_has_both_files():
+    assert {path.name for path in API} == {path.name for path in GRAPHS}
