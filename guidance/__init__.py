@@ -1,0 +1,1 @@
+"""What steers sampling, in tensors only: masks, backgrounds, samplers, losses."""
