@@ -21,8 +21,10 @@ def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
             f"The mask is {w} x {h} pixels and the picture {width} x {height}. "
             "Give a mask of the picture's size, or of the same aspect."
         )
-    if (h, w) != (height, width):
-        mask = interpolate(mask[:, None], (height, width), mode="bilinear", antialias=True)[:, 0]
+    if h >= height and w >= width:
+        mask = adaptive_avg_pool2d(mask, (height, width))
+    else:
+        mask = interpolate(mask[:, None], (height, width), mode="bilinear")[:, 0]
     return mask.clamp(0, 1)
 
 

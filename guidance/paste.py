@@ -57,12 +57,12 @@ def fill_smoothly(values: Tensor, known: Tensor) -> Tensor:
 def _push(sums: Tensor, weight: Tensor) -> Tensor:
     height, width = sums.shape[-2:]
     if min(height, width) == 1:
-        return sums.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-6) + torch.zeros_like(sums)
+        mean = sums.sum((2, 3), keepdim=True) / weight.sum((2, 3), keepdim=True).clamp(min=1e-6)
+        return mean.expand_as(sums)
     odd = (0, width % 2, 0, height % 2)
     coarse = _push(avg_pool2d(pad(sums, odd), 2), avg_pool2d(pad(weight, odd), 2))
     coarse = interpolate(coarse, scale_factor=2, mode="bilinear")[..., :height, :width]
-    sure = weight.clamp(max=1)
-    return sums + (1 - sure) * coarse
+    return sums + (1 - weight) * coarse
 
 
 def match_colour(original: Tensor, edited: Tensor, mask: Tensor, kind: str) -> Tensor:
