@@ -106,7 +106,7 @@ class Server:
             died = self._process.poll() is not None
             # Whoever else might sit on that port answers something else, or names another folder.
             with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-                if not died and str(self.folder / "base") in self.get_json("/system_stats")["system"]["argv"]:
+                if not died and str(self.folder / "base") in self.get_json("/system_stats", 2)["system"]["argv"]:
                     return True
             if died:
                 if self.port_taken():
@@ -140,14 +140,14 @@ class Server:
         plain = re.sub(r"\x1b\[[0-9;]*m", "", self.log_text())
         return "\n".join([line for line in plain.splitlines() if line.strip()][-count:])
 
-    def get(self, path: str, **query: str) -> bytes:
+    def get(self, path: str, timeout: float = 60, **query: str) -> bytes:
         """The body at that path; raises urllib.error.HTTPError for a status of 400 and more."""
         address = self.url + path + ("?" + urllib.parse.urlencode(query) if query else "")
-        with _OPENER.open(address, timeout=60) as answer:
+        with _OPENER.open(address, timeout=timeout) as answer:
             return answer.read()
 
-    def get_json(self, path: str, **query: str) -> Any:
-        return json.loads(self.get(path, **query))
+    def get_json(self, path: str, timeout: float = 60, **query: str) -> Any:
+        return json.loads(self.get(path, timeout, **query))
 
     def run(
         self, workflow: dict[str, Any], progress: Callable[[dict[str, Any]], None] = lambda _: None, limit: float = 1800
