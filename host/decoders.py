@@ -1,0 +1,62 @@
+"""Latents to pictures with a gradient: no clamp, no rounding, no silent tiling."""
+
+from collections.abc import Callable
+
+import comfy.latent_formats
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.taesd.taesd
+import folder_paths
+import torch
+from torch import Tensor
+
+from .gradients import static_patcher
+
+
+class Decoder:
+    """Decodes latents of the sampler's scale, differentiably.
+
+    patcher: what the host has to load before a call; its `.model` is what gradient_phase has to normalise.
+    Called with (B, C, h, w); gives (B, 3, H, W), about [-1, 1], fp32 and not clamped.
+    """
+
+    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, decode: Callable[[Tensor], Tensor]) -> None:
+        self.patcher = patcher
+        self._decode = decode
+
+    def __call__(self, latent: Tensor) -> Tensor:
+        return self._decode(latent).float()
+
+
+def full_decoder(vae: comfy.sd.VAE, latent_format: comfy.latent_formats.LatentFormat) -> Decoder:
+    """The VAE's own decoder. Raises ValueError for a VAE that cannot decode pictures of this model's latents."""
+    if vae is None:
+        raise ValueError("There is no VAE. This checkpoint holds none: load one with Load VAE and connect it.")
+    vae.throw_exception_if_invalid()
+    if vae.latent_channels != latent_format.latent_channels or vae.latent_dim != 2:
+        raise ValueError(
+            f"This VAE has {vae.latent_channels} latent channels and the model {latent_format.latent_channels}. "
+            "Connect the VAE that belongs to the model."
+        )
+    patcher = static_patcher(vae.patcher)
+
+    def decode(latent: Tensor) -> Tensor:
+        return patcher.model.decode(latent_format.process_out(latent).to(vae.device, vae.vae_dtype))
+
+    return Decoder(patcher, decode)
+
+
+def approximate_decoder(latent_format: comfy.latent_formats.LatentFormat) -> Decoder | None:
+    """The small decoder that the host previews with, from models/vae_approx; None where there is none."""
+    name = latent_format.taesd_decoder_name
+    files = [file for file in folder_paths.get_filename_list("vae_approx") if name and file.startswith(name)]
+    if not files or latent_format.latent_channels not in (4, 16):
+        return None
+    device = comfy.model_management.get_torch_device()
+    path = folder_paths.get_full_path_or_raise("vae_approx", files[0])
+    with torch.inference_mode(False):
+        net = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
+        net.requires_grad_(False)
+    patcher = comfy.model_patcher.ModelPatcher(net, device, comfy.model_management.unet_offload_device())
+    return Decoder(patcher, lambda latent: net.decode(latent.to(device, torch.float32)))
