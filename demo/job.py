@@ -93,9 +93,7 @@ def report(pictures: dict[str, list[np.ndarray]], out: Path) -> tuple[list[Path]
     return files, figures(scene, mask, pictures[RESULT], pictures.get(BEFORE_PASTE, []))
 
 
-def figures(
-    scene: np.ndarray, mask: np.ndarray, results: list[np.ndarray], before: list[np.ndarray]
-) -> dict[str, str]:
+def figures(scene: np.ndarray, mask: np.ndarray, results: list[np.ndarray], before: list[np.ndarray]) -> dict[str, str]:
     """Change inside the mask (mean, of 255), background PSNR (dB) before the paste, pixels changed outside it."""
     inside = mask.max(axis=-1) > 0
     change = [np.abs(result.astype(int) - scene)[inside].mean() for result in results]

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import logging
 import math
 import tempfile
 from collections.abc import Mapping
@@ -159,22 +160,38 @@ def build_model(state_dict: StateDict, prediction: str = "eps", **config: object
     return patcher
 
 
+class DemoTokenizer(comfy.sd1_clip.SDTokenizer):
+    """The stock tokenizer for narrow embeddings; names words that are not among its `known` ids, once they are set."""
+
+    known: frozenset[int] | None = None
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(**{**options, "embedding_size": TEXT_CONFIG["hidden_size"]})
+
+    def tokenize_with_weights(self, text: str, return_word_ids: bool = False, **options: object) -> list:
+        batches = super().tokenize_with_weights(text, return_word_ids, **options)
+        if self.known is not None:
+            ids = [pair[0] for batch in batches for pair in batch if isinstance(pair[0], int)]
+            unknown = [self.inv_vocab[token] for token in dict.fromkeys(ids) if token not in self.known]
+            if unknown:
+                words = ", ".join(word.removesuffix("</w>") for word in unknown)
+                logging.warning("Inlay's demo text encoder was never taught these words: %s.", words)
+        return batches
+
+
+class _Target:
+    params: dict = {}
+    clip = comfy.sd1_clip.SD1ClipModel
+    tokenizer = comfy.sd1_clip.SD1Tokenizer
+
+
 def build_text_encoder(state_dict: StateDict, embeddings: list[str] | None = None) -> comfy.sd.CLIP:
     """The host's CLIP, keys as in comfy.clip_model.CLIPTextModel. embeddings: folders of `embedding:` files."""
 
-    class Tokenizer(comfy.sd1_clip.SDTokenizer):
-        def __init__(self, **options: object) -> None:
-            super().__init__(**{**options, "embedding_size": TEXT_CONFIG["hidden_size"]})
-
-    class Target:
-        params: dict = {}
-        clip = comfy.sd1_clip.SD1ClipModel
-        tokenizer = comfy.sd1_clip.SD1Tokenizer
-
     return comfy.sd.CLIP(
-        Target,
+        _Target,
         embedding_directory=embeddings,
-        tokenizer_data={"clip_l_tokenizer_class": Tokenizer},
+        tokenizer_data={"clip_l_tokenizer_class": DemoTokenizer},
         state_dict={f"clip_l.transformer.{key}": value for key, value in state_dict.items()},
         model_options={"clip_l_model_config": TEXT_CONFIG, "dtype": torch.float32},
         disable_dynamic=True,
@@ -218,3 +235,28 @@ def expand_vocabulary(rows: Tensor, ids: Tensor) -> Tensor:
     table = table * rows.std(0, keepdim=True) + rows.mean(0, keepdim=True)
     table[ids] = rows
     return table
+
+
+def token_ids(texts: list[str]) -> Tensor:
+    """The stock tokenizer's ids, (len(texts), 77), padded as the host pads."""
+    tokenizer = comfy.sd1_clip.SDTokenizer()
+    rows = [[token for token, _ in tokenizer.tokenize_with_weights(text)[0]] for text in texts]
+    return torch.tensor(rows)
+
+
+def allow_gradients(net: nn.Module) -> None:
+    """The host's CLIP layers add in place to what their norms have saved; norms of a copy save a copy."""
+    for layer in net.modules():
+        if isinstance(layer, comfy.clip_model.CLIPLayer):
+            for norm in (layer.layer_norm1, layer.layer_norm2):
+                norm.register_forward_pre_hook(lambda _, inputs: (inputs[0].clone(), *inputs[1:]))
+
+
+def build_short_text_encoder(rows: int, positions: int, seed: int = 0) -> nn.Module:
+    """The text encoder for training: a table of the words in use only, and short sentences."""
+    config = {**TEXT_CONFIG, "max_position_embeddings": positions, "eos_token_id": rows - 1}
+    net = comfy.clip_model.CLIPTextModel(config, torch.float32, "cpu", comfy.ops.disable_weight_init)
+    net.text_model.embeddings.token_embedding = comfy.ops.disable_weight_init.Embedding(rows, config["hidden_size"])
+    initialise(net, seed)
+    allow_gradients(net)
+    return net

@@ -43,9 +43,17 @@ def _replaced(scenes: Scenes, subjects: Things, novel: Tensor, empty: Tensor) ->
     def choose(mine: Tensor, other: Tensor) -> Tensor:
         return torch.where(novel.view(-1, *[1] * (mine.ndim - 1)), mine, other)
 
-    first = Things(**{field.name: choose(getattr(subjects, field.name), getattr(scenes.things[0], field.name)) for field in fields(Things)})
+    first = Things(
+        **{
+            field.name: choose(getattr(subjects, field.name), getattr(scenes.things[0], field.name))
+            for field in fields(Things)
+        }
+    )
     gone = (~empty).float()
-    things = (replace(first, radius=first.radius * gone), replace(scenes.things[1], radius=scenes.things[1].radius * gone))
+    things = (
+        replace(first, radius=first.radius * gone),
+        replace(scenes.things[1], radius=scenes.things[1].radius * gone),
+    )
     unnamed = (novel | empty)[:, None]
     return replace(
         scenes,

@@ -33,7 +33,7 @@ class Averaged:
 
 
 class Run:
-    """One part's training: steps of `step(index) -> figures` under a fixed budget of steps, resumable at any of them."""
+    """One part's training: a budget of steps of `loss_of_step(index) -> loss, figures`, resumable at any of them."""
 
     def __init__(
         self,
@@ -64,7 +64,9 @@ class Run:
     def _resume(self) -> None:
         state = torch.load(self.path, map_location="cpu", weights_only=True)
         self.module.load_state_dict(state["module"])
-        self.averaged.weights = {key: value.to(next(self.module.parameters()).device) for key, value in state["averaged"].items()}
+        self.averaged.weights = {
+            key: value.to(next(self.module.parameters()).device) for key, value in state["averaged"].items()
+        }
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.seconds, self.log = state["done"], state["seconds"], json.loads(state["log"])
         print(f"{self.name}: goes on at step {self.done} of {self.steps}", flush=True)

@@ -1,0 +1,87 @@
+"""From a finished run to committed weights."""
+
+import platform
+
+import torch
+from torch import Tensor
+
+from ...host.demo_models import TOKEN_TABLE, VOCABULARY, build_autoencoder
+from ..weights import load_part, save_part
+from .clip import POSITIONS, Vocabulary
+from .pictures import SEEDS, training_set
+from .run import Run
+from .schedule import LATENT_SCALE
+
+
+def card_of(run: Run, batch: int, **more: object) -> dict:
+    name = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
+    return {
+        "part": run.name,
+        "first_seed": SEEDS[run.name],
+        "steps": run.done,
+        "batch": batch,
+        "samples": run.done * batch,
+        "seconds": round(run.seconds),
+        "hardware": f"{name}, {torch.get_num_threads()} threads" if not torch.cuda.is_available() else name,
+        "torch": torch.__version__,
+        "last": run.log[-1] if run.log else {},
+        **more,
+    }
+
+
+def rescale_latents(state: dict[str, Tensor], mean: Tensor, std: Tensor) -> dict[str, Tensor]:
+    """Folds (z - mean) / std into quant_conv and its inverse into post_quant_conv. mean, std: (4,)."""
+    state = dict(state)
+    weight, bias = state["quant_conv.weight"].clone(), state["quant_conv.bias"].clone()
+    weight[:4] /= std.view(-1, 1, 1, 1)
+    bias[:4] = (bias[:4] - mean) / std
+    bias[4:] -= 2 * std.log()
+    after = state["post_quant_conv.weight"]
+    state["post_quant_conv.bias"] = state["post_quant_conv.bias"] + (after[:, :, 0, 0] @ mean)
+    state["post_quant_conv.weight"] = after * std.view(1, -1, 1, 1)
+    return {**state, "quant_conv.weight": weight, "quant_conv.bias": bias}
+
+
+@torch.no_grad()
+def export_vae(run: Run, batch: int) -> None:
+    """Latents come out with mean 0 and deviation 1 / LATENT_SCALE in every channel, as the stock SD1 format wants."""
+    state = {key.removeprefix("net."): value.cpu() for key, value in run.averaged.weights.items()}
+    net = build_autoencoder()
+    net.load_state_dict(state)
+    picked = training_set(list(range(SEEDS["vae"] - 256, SEEDS["vae"]))).pictures.image.permute(0, 3, 1, 2) * 2 - 1
+    means = net.quant_conv(net.encoder(picked))[:, :4]
+    mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
+    folded = rescale_latents(state, mean, std * LATENT_SCALE)
+    save_part("vae", folded, card_of(run, batch, latent_std_before_folding=[round(v, 3) for v in std.tolist()]))
+
+
+def warm_vae() -> dict[str, Tensor]:
+    """The committed autoencoder with unit latents, as training wants them."""
+    state = load_part("vae")
+    unit = rescale_latents(state, torch.zeros(4), torch.full((4,), 1 / LATENT_SCALE))
+    return {f"net.{key}": value for key, value in unit.items()}
+
+
+def export_clip(run: Run, batch: int) -> None:
+    """One file: both towers, the vocabulary's rows in use and their ids."""
+    weights = {key: value.cpu() for key, value in run.averaged.weights.items()}
+    kept = {key: value for key, value in weights.items() if key.startswith(("text.", "vision."))}
+    positions = "text.text_model.embeddings.position_embedding.weight"
+    # Nothing but padding ever stands beyond the trained positions.
+    kept[positions] = torch.cat([kept[positions], kept[positions][-1:].expand(77 - POSITIONS, -1)])
+    kept["token_ids"] = Vocabulary().ids.to(torch.int32)
+    assert len(kept["token_ids"]) == len(kept[f"text.{TOKEN_TABLE}"]) <= VOCABULARY
+    save_part("clip", kept, card_of(run, batch))
+
+
+def export_judge(run: Run, batch: int) -> None:
+    save_part("judge", run.averaged.weights, card_of(run, batch))
+
+
+def export_unet(run: Run, batch: int) -> None:
+    state = {key.removeprefix("net."): value for key, value in run.averaged.weights.items()}
+    save_part("unet", state, card_of(run, batch), trained_on=("vae", "clip"))
+
+
+def export_inpaint(run: Run, batch: int) -> None:
+    save_part("inpaint", dict(run.averaged.weights), card_of(run, batch), trained_on=("vae", "clip"))

@@ -1,0 +1,96 @@
+"""Trains the inpainting UNet: noisy latent, mask and masked picture in, the reference's embedding as its one token.
+
+The reference shows the thing in the picture itself or in another one, so that the model learns to bring it into the
+scene's style.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from ..judge import crop_boxes
+from ..render import render
+from ..tasks import place_masks, reference_pictures
+from ..weights import load_part
+from .parts import Parts
+from .pictures import SEEDS, training_scenes
+from .run import Run
+from .schedule import LATENT_SCALE, alpha_bars
+from .unet import BATCH, Denoiser, noised
+
+NULL_SHARE = 0.2
+GREY = 0.5
+
+
+class ReferenceInpainter(nn.Module):
+    """The 9-channel UNet and what makes one token of the vision tower's pooled state."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unet = Denoiser(9, seed=8)
+        self.projection = nn.Sequential(nn.LayerNorm(128), nn.Linear(128, 128))
+        self.null = nn.Parameter(torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(9)))
+
+    def from_text_unet(self, state: dict[str, Tensor]) -> None:
+        """Starts from the text UNet: the new input channels are zero, so that at first nothing changes."""
+        state = dict(state)
+        first = state["input_blocks.0.0.weight"]
+        state["input_blocks.0.0.weight"] = torch.cat([first, first.new_zeros(len(first), 5, 3, 3)], 1)
+        self.unet.net.load_state_dict(state)
+
+    def forward(self, x: Tensor, timesteps: Tensor, pooled: Tensor, silent: Tensor, device: str) -> Tensor:
+        token = torch.where(silent.view(-1, 1, 1), self.null, self.projection(pooled)[:, None])
+        return self.unet(x, timesteps, token, device)
+
+
+def prepare(parts: Parts, count: int, path: Path, device: str) -> dict[str, Tensor]:
+    """latent, masked latent, mask at latent size, and the pooled states of the own and of another picture."""
+    if path.exists():
+        return torch.load(path, weights_only=True)
+    rows: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": [], "own": [], "other": []}
+    for first in range(0, count, 256):
+        seeds = list(range(SEEDS["inpaint"] + first, SEEDS["inpaint"] + min(first + 256, count)))
+        scenes = training_scenes(seeds, subject_share=0.5, empty_share=0.0)
+        pictures = render(scenes, device)
+        grow = 1.0 + 0.5 * torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0]))
+        mask = place_masks(scenes, grow.view(-1, 1, 1)).to(device)
+        holed = torch.where(mask[..., None] > 0.5, GREY, pictures.image)
+        other = reference_pictures(scenes, seeds)
+        rows["latent"].append(parts.encode(pictures.image) * LATENT_SCALE)
+        rows["masked"].append(parts.encode(holed) * LATENT_SCALE)
+        rows["mask"].append(interpolate(mask[:, None], (16, 16), mode="bilinear").round().cpu())
+        for name, shown in (("own", pictures), ("other", other)):
+            crops = crop_boxes(shown.image.to(device), shown.boxes[:, 0], 1.15)
+            rows[name].append(parts.picture_states(crops.permute(0, 2, 3, 1)).cpu())
+    data = {name: torch.cat(values) for name, values in rows.items()}
+    torch.save(data, path)
+    return data
+
+
+def train_inpaint(
+    folder: Path, device: str, steps: int, scenes: int, warm_start: dict[str, Tensor] | None = None
+) -> Run:
+    parts = Parts(device)
+    data = prepare(parts, scenes, folder / f"inpaint-{parts.vae_hash[:12]}-{parts.clip_hash[:12]}.pt", device)
+    model = ReferenceInpainter()
+    model.from_text_unet(load_part("unet"))
+    run = Run("inpaint", folder, model.to(device), steps, 6e-4, warm_start=warm_start)
+    alphas = alpha_bars()
+
+    def step(index: int) -> tuple[Tensor, dict[str, float]]:
+        generator = torch.Generator().manual_seed(SEEDS["inpaint"] + index)
+        rows = torch.randint(len(data["latent"]), (BATCH,), generator=generator)
+        own = torch.rand(BATCH, generator=generator) < 0.5
+        silent = torch.rand(BATCH, generator=generator) < NULL_SHARE
+        pooled = torch.where(own[:, None], data["own"][rows], data["other"][rows]).to(device)
+        noisy, noise, timesteps, weight = noised(data["latent"][rows].to(device), generator, alphas)
+        x = torch.cat([noisy, data["mask"][rows].to(device), data["masked"][rows].to(device)], 1)
+        with torch.autocast(device, torch.bfloat16):
+            predicted = model(x, timesteps, pooled, silent.to(device), device)
+        errors = (predicted - noise).square().mean((1, 2, 3))
+        return (errors * weight).mean(), {"eps_mse": errors.mean().item(), "weighted": (errors * weight).mean().item()}
+
+    run.train(step)
+    return run

@@ -1,0 +1,57 @@
+"""The finished parts that later training stands on: VAE, text and vision towers."""
+
+import torch
+from torch import Tensor
+
+from ...host import demo_models
+from ..weights import file_hash, load_part, weights_path
+from .clip import clip_pixels
+
+
+def split_clip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Text and vision weights out of the one CLIP file, the vocabulary at its full size."""
+    text = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
+    vision = {key.removeprefix("vision."): value for key, value in tensors.items() if key.startswith("vision.")}
+    table = text[demo_models.TOKEN_TABLE]
+    text[demo_models.TOKEN_TABLE] = demo_models.expand_vocabulary(table, tensors["token_ids"].long())
+    return text, vision
+
+
+class Parts:
+    """Frozen encoders on one device."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        self.vae_hash, self.clip_hash = (file_hash(weights_path(part)) for part in ("vae", "clip"))
+        self.vae = demo_models.build_autoencoder()
+        self.vae.load_state_dict(load_part("vae"))
+        text, vision = split_clip(load_part("clip"))
+        self.text = demo_models.build_bare_text_encoder()
+        self.text.load_state_dict(text)
+        self.vision = demo_models.build_bare_vision()
+        self.vision.load_state_dict(vision)
+        for net in (self.vae, self.text, self.vision):
+            net.to(device).eval().requires_grad_(False)
+        self._ids: dict[str, Tensor] = {}
+
+    @torch.no_grad()
+    def encode(self, image: Tensor) -> Tensor:
+        """image: (B, H, W, 3) in [0, 1]. Latent means (B, 4, h, w) as VAE.encode gives them, on the CPU."""
+        pixels = image.permute(0, 3, 1, 2) * 2 - 1
+        with torch.autocast(self.device, torch.bfloat16):
+            moments = self.vae.quant_conv(self.vae.encoder(pixels))
+        return moments.float().chunk(2, 1)[0].cpu()
+
+    @torch.no_grad()
+    def text_states(self, texts: list[str]) -> Tensor:
+        """(len(texts), 77, 128), what CLIPTextEncode would give."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
+        if new:
+            self._ids.update(zip(new, demo_models.token_ids(new), strict=True))
+        ids = torch.stack([self._ids[text] for text in texts]).to(self.device)
+        return self.text(ids)[0].float()
+
+    @torch.no_grad()
+    def picture_states(self, image: Tensor) -> Tensor:
+        """(B, 128) pooled states of the vision tower, before its projection."""
+        return self.vision.vision_model(clip_pixels(image))[2].float()
