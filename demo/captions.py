@@ -87,7 +87,7 @@ def training_captions(scenes: Scenes) -> tuple[list[str], list[Named]]:
 
 
 def attribute_labels(scenes: Scenes) -> dict[str, Tensor]:
-    """Truth for classifiers. Many-hot: shape (B, 8), colour (B, 8), surface (B, 3), pair (B, 64). style, background: (B,)."""
+    """The truth. Many-hot: shape (B, 8), colour (B, 8), surface (B, 3), pair (B, 64). style, background: (B,)."""
     size = len(scenes)
     labels = {
         "shape": torch.zeros(size, len(SHAPES)),
