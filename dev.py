@@ -226,11 +226,6 @@ def import_pack() -> None:
 
 def within(comfyui: Path, command: str, arguments: list[str]) -> int:
     """The command itself, in a Python that has everything."""
-    # Whatever stops a job stops it as Ctrl-C does, so that servers and checkpoints are seen to.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
     import_pack()
     os.environ["INLAY_COMFYUI"] = str(comfyui)
     if command == "test":
@@ -302,13 +297,22 @@ def dispatch(arguments: list[str]) -> int:
     if command == "host":
         print(*hosts, sep="\n")
         return 0
-    codes = {host.name: run(again(python, host, command, arguments)) for host in hosts}
+    codes = {}
+    for host in hosts:
+        if len(hosts) > 1:
+            say(f"On {host.name}:")
+        codes[host.name] = run(again(python, host, command, arguments))
     if len(codes) > 1:
         say("; ".join(f"{name}: {'failed' if code else 'passed'}" for name, code in codes.items()))
     return max((abs(code) for code in codes.values()), default=0)
 
 
 def main() -> int:
+    # Whatever stops us does so as Ctrl-C does, so that servers, checkpoints and half-made folders are seen to.
+    for name in ("SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
+            signal.signal(number, signal.default_int_handler)
     try:
         return dispatch(sys.argv[1:])
     except Failure as failure:

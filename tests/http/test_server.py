@@ -78,6 +78,19 @@ def test_a_deaf_server_is_ended_with_its_children(tmp_path):
     assert not alive(child) or (status.exists() and "zombie" in status.read_text())
 
 
+def test_where_links_are_forbidden_the_pack_is_copied(tmp_path, monkeypatch):
+    def forbidden(*args, **kwargs):
+        raise OSError("privilege not held")
+
+    monkeypatch.setattr(Path, "symlink_to", forbidden)
+    module.link_pack(tmp_path / "packs")
+    copy = tmp_path / "packs" / "inlay"
+    assert not copy.is_symlink()
+    assert (copy / "__init__.py").read_bytes() == (PACK / "__init__.py").read_bytes()
+    assert {"nodes", "host", "demo", "guidance"} <= {path.name for path in copy.iterdir()}
+    assert not {".venv", ".host", ".git", "tests"} & {path.name for path in copy.iterdir()}
+
+
 STARTER = """
 import sys, types
 package = types.ModuleType("inlay")
