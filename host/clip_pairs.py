@@ -20,6 +20,10 @@ def is_dino(vision: comfy.clip_vision.ClipVisionModel) -> bool:
     return vision.model_type.startswith("dino")
 
 
+def is_clip(vision: comfy.clip_vision.ClipVisionModel) -> bool:
+    return vision.model_type == "clip_vision_model" and projection_width(vision) is not None
+
+
 def projection_width(vision: comfy.clip_vision.ClipVisionModel) -> int | None:
     """The width of CLIP's common space, None for an encoder that has none (DINO, SigLIP)."""
     projection = getattr(vision.model, "visual_projection", None)
