@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_MODULES: tuple[str, ...] = ("demo", "rank", "measure", "region")
+_MODULES: tuple[str, ...] = ("demo", "rank", "measure", "region", "invert", "sampler")
 
 
 def all_nodes() -> list[type]:

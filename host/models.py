@@ -1,0 +1,51 @@
+"""What a MODEL is, as far as Inlay has to know."""
+
+import hashlib
+
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
+from torch import Tensor
+
+_PROBED_WEIGHTS = 24
+_PROBED_VALUES = 16
+
+
+def prediction_kind(model: ModelPatcher) -> str:
+    """`eps` or `v`. Raises ValueError for models without variance-preserving noise, flow matching above all."""
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, EPS) or isinstance(sampling, (EDM, X0)) or sampling.sigma_data != 1:
+        raise ValueError(
+            f"{type(model.model).__name__} does not predict noise or v (flow matching and EDM models do not). "
+            "Use an SD1.x, SD2.x, SDXL or PixArt model."
+        )
+    return "v" if isinstance(sampling, V_PREDICTION) else "eps"
+
+
+def model_id(model: ModelPatcher) -> str:
+    """A fingerprint of the network's shape and of its own weights, 32 hex digits.
+
+    LoRAs, hooks and other patches on the model do not change it, loaded or not; neither does fp16 against fp32.
+    """
+    weights = model.model_state_dict("diffusion_model.")
+    names = sorted(weights)
+    digest = hashlib.sha256(type(model.model).__name__.encode())
+    for name in names:
+        digest.update(f"{name}{tuple(weights[name].shape)}".encode())
+    for name in names[:: max(1, len(names) // _PROBED_WEIGHTS)]:
+        digest.update(_probe(_own_weight(model, name, weights[name])))
+    return digest.hexdigest()[:32]
+
+
+def _own_weight(model: ModelPatcher, name: str, weight: Tensor) -> Tensor:
+    """The weight as loaded from its file: while a patched model is loaded, the host keeps that aside."""
+    if name in model.hook_backup:
+        return model.hook_backup[name][0]
+    return model.backup[name].weight if name in model.backup else weight
+
+
+def _probe(weight: Tensor) -> bytes:
+    """A few values, coarse enough to be the same in half precision."""
+    flat = weight.detach().flatten()
+    chosen = flat[:: max(1, len(flat) // _PROBED_VALUES)][:_PROBED_VALUES]
+    return chosen.to("cpu", torch.float16).to(torch.bfloat16).float().numpy().tobytes()
