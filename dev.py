@@ -24,6 +24,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import types
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
@@ -201,18 +202,38 @@ def prepare_environment(root: Path = ROOT) -> Path:
     return python
 
 
+def stop_in_order() -> None:
+    """Whatever stops us does so as Ctrl-C does, so that servers, checkpoints and half-made folders are seen to.
+
+    A terminal's Ctrl-C reaches a job twice, directly and through the dev.py that started it; it counts as one.
+    """
+    last = float("-inf")
+
+    def stop(*_: object) -> None:
+        nonlocal last
+        now, before = time.monotonic(), last
+        last = now
+        if now - before > 1:
+            raise KeyboardInterrupt
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        number = getattr(signal, name, None)
+        # A signal that our caller ignores (nohup, a shell's background job) stays ignored.
+        if number is not None and signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, stop)
+
+
 def run(command: list[str]) -> int:
     """Runs a child to its end; a stop of this process becomes one orderly stop of the child."""
     child = subprocess.Popen(command)
-    signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    stopped = False
     while True:
         try:
-            return child.wait()
+            code = child.wait()
+            return 130 if stopped and code < 0 else code
         except KeyboardInterrupt:
+            stopped = True
             say("Stopping ...")
-            # A terminal's Ctrl-C reached the child as well; one sent to this process alone did not.
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                return child.wait(timeout=15)
             child.terminate()
 
 
@@ -308,11 +329,7 @@ def dispatch(arguments: list[str]) -> int:
 
 
 def main() -> int:
-    # Whatever stops us does so as Ctrl-C does, so that servers, checkpoints and half-made folders are seen to.
-    for name in ("SIGTERM", "SIGHUP"):
-        number = getattr(signal, name, None)
-        if number is not None and signal.getsignal(number) == signal.SIG_DFL:
-            signal.signal(number, signal.default_int_handler)
+    stop_in_order()
     try:
         return dispatch(sys.argv[1:])
     except Failure as failure:

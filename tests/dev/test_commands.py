@@ -83,29 +83,37 @@ PARENT = """
 import sys
 sys.path.insert(0, {root!r})
 import dev
+dev.stop_in_order()
 sys.exit(dev.run([sys.executable, "-c", {child!r}, {seen!r}]))
 """
 CHILD = """
-import pathlib, signal, sys, time
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+import pathlib, sys, time
+sys.path.insert(0, {root!r})
+import dev
+dev.stop_in_order()
+seen = pathlib.Path(sys.argv[1])
 try:
-    pathlib.Path(sys.argv[1]).touch()
+    seen.touch()
     time.sleep(30)
 except KeyboardInterrupt:
-    pathlib.Path(sys.argv[1]).write_text("orderly")
+    time.sleep(0.3)  # a second signal here would cut the tidying short
+    seen.write_text("orderly")
     sys.exit(7)
 """
 
 
 @pytest.mark.skipif(os.name == "nt", reason="needs POSIX signals")
-def test_a_stop_reaches_the_job_and_its_code_comes_back(tmp_path):
-    seen = tmp_path / "seen"
-    code = PARENT.format(root=str(DEV.parent), child=CHILD, seen=str(seen))
-    parent = subprocess.Popen([sys.executable, "-c", code])
+@pytest.mark.parametrize(
+    ("number", "kill"), [(signal.SIGINT, os.killpg), (signal.SIGINT, os.kill), (signal.SIGTERM, os.kill)]
+)
+def test_a_stop_reaches_the_job_once_and_its_code_comes_back(tmp_path, number, kill):
+    seen, root = tmp_path / "seen", str(DEV.parent)
+    code = PARENT.format(root=root, child=CHILD.format(root=root), seen=str(seen))
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
     deadline = time.monotonic() + 20
     while not seen.exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    parent.send_signal(signal.SIGTERM)
+    kill(parent.pid, number)
     assert parent.wait(timeout=20) == 7
     assert seen.read_text() == "orderly"
