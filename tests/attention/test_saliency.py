@@ -1,0 +1,148 @@
+"""Column sums and word maps against the formulas in float64."""
+
+import math
+
+import pytest
+import torch
+from inlay.attention.cross_maps import refined_map, spread, word_map
+from inlay.attention.saliency import attention_rows, column_sums, mean_map, oriented, resize_map, soften
+from torch.utils._python_dispatch import TorchDispatchMode
+
+HEADS = 3
+
+
+@pytest.fixture
+def qk():
+    generator = torch.Generator().manual_seed(0)
+    return tuple(3 * torch.randn(2, 35, HEADS * 8, generator=generator) for _ in range(2))
+
+
+def full_attention(q, k, heads):
+    """(B, heads, N, M), float64, one entry at a time."""
+    batch, count, width = q.shape
+    size = width // heads
+    result = torch.zeros(batch, heads, count, k.shape[1], dtype=torch.float64)
+    for b in range(batch):
+        for h in range(heads):
+            part = slice(h * size, (h + 1) * size)
+            logits = q[b, :, part].double() @ k[b, :, part].double().T / math.sqrt(size)
+            weights = (logits - logits.max(1, keepdim=True).values).exp()
+            result[b, h] = weights / weights.sum(1, keepdim=True)
+    return result
+
+
+@pytest.mark.parametrize("budget", [1, 700, 1 << 24])
+def test_column_sums_are_the_formula_however_they_are_chunked(qk, budget):
+    want = full_attention(*qk, HEADS).mean(1).sum(1)
+    assert torch.allclose(column_sums(*qk, HEADS, budget).double(), want, atol=1e-5)
+
+
+def test_the_map_sums_over_queries_not_over_keys(qk):
+    sums = column_sums(*qk, HEADS)
+    assert (sums.mean(1) - 1).abs().max() < 1e-6
+    assert sums.std() > 0.1  # a sum over keys would be 1 everywhere
+
+
+def test_rows_sum_to_one(qk):
+    rows = torch.cat([weights for _, weights in attention_rows(*qk, HEADS, 500)], 1)
+    assert rows.shape == (2, 35, 35)
+    assert (rows.sum(2) - 1).abs().max() < 1e-6
+
+
+def test_half_precision_is_accumulated_in_single(qk):
+    half = [t.half() for t in qk]
+    assert torch.equal(column_sums(*half, HEADS), column_sums(*(t.float() for t in half), HEADS))
+
+
+class LargestTensor(TorchDispatchMode):
+    """The number of elements of the largest tensor that any operation returns."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for one in result if isinstance(result, (tuple, list)) else [result]:
+            if isinstance(one, torch.Tensor):
+                self.elements = max(self.elements, one.numel())
+        return result
+
+
+def test_no_full_matrix_at_a_large_size():
+    tokens, heads = 4096, 8
+    q, k = (torch.randn(1, tokens, heads * 4) for _ in range(2))
+    with LargestTensor() as seen, torch.no_grad():
+        sums = column_sums(q, k, heads, budget=1 << 22)
+    assert seen.elements <= 1 << 22 < heads * tokens * tokens // 16
+    assert abs(float(sums.mean()) - 1) < 1e-5
+
+
+def test_threshold_agrees_with_the_hosts_own_self_attention_guidance(monkeypatch):
+    """The oracle: the mask inside create_blur_map, made visible by a blur that turns everything to 1."""
+    from comfy_extras import nodes_sag
+
+    generator = torch.Generator().manual_seed(1)
+    q, k = (2 * torch.randn(1, 4 * 6, HEADS * 8, generator=generator) for _ in range(2))
+    monkeypatch.setattr(nodes_sag, "gaussian_blur_2d", lambda img, **_: torch.ones_like(img))
+    attention = nodes_sag.attention_basic_with_sim(q, k, k, HEADS)[1]
+    theirs = nodes_sag.create_blur_map(torch.zeros(1, 1, 8, 12), attention, threshold=1.0)[:, 0]
+    ours = resize_map(column_sums(q, k, HEADS).unflatten(1, (4, 6)), 4, 6)
+    ours = (ours > 1).float().repeat_interleave(2, 1).repeat_interleave(2, 2)
+    assert torch.equal(ours, theirs)
+    assert 0.2 < ours.mean() < 0.8
+
+
+def test_resizing_keeps_the_level(qk):
+    maps = column_sums(*qk, HEADS).unflatten(1, (5, 7))
+    larger = resize_map(maps, 40, 56)
+    assert larger.shape == (2, 40, 56)
+    assert (larger.mean((1, 2)) - 1).abs().max() < 0.03
+    assert larger.min() >= maps.min() and larger.max() <= maps.max()
+
+
+def test_layers_of_several_grids_are_averaged_on_the_finest():
+    coarse, fine = torch.full((1, 2, 3), 4.0), torch.full((1, 8, 12), 2.0)
+    assert torch.equal(mean_map([coarse, fine]), torch.full((1, 8, 12), 3.0))
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_the_border_decides_the_sign(sign):
+    thing = torch.zeros(9, 11)
+    thing[3:6, 4:7] = sign
+    map_ = oriented(1 + 0.2 * thing[None])[0]
+    assert map_[3:6, 4:7].min() > 1 and map_[0].max() < 0
+    assert abs(float(map_.mean())) < 1e-6 and abs(float(map_.square().mean()) - 1) < 1e-5
+
+
+def test_a_flat_map_orients_to_zero():
+    assert torch.equal(oriented(torch.ones(1, 4, 4)), torch.zeros(1, 4, 4))
+
+
+def test_the_soft_mask_is_a_half_at_the_threshold():
+    assert soften(torch.tensor([-1.0, 0.0, 0.75, 1.5, 3.0, 9.0]), 1.5).tolist() == [0, 0, 0.25, 0.5, 1, 1]
+
+
+def test_the_word_map_is_the_mean_over_heads_and_tokens(qk):
+    q, k = qk[0], qk[1][:, :13]
+    want = full_attention(q, k, HEADS).mean(1)[:, :, [4, 5, 9]].mean(2)
+    assert torch.allclose(word_map(q, k, HEADS, [4, 5, 9], budget=300).double(), want, atol=1e-6)
+
+
+def test_spreading_is_attention_whose_values_are_the_map(qk):
+    values = torch.rand(2, 35)
+    want = torch.einsum("bhij,bj->bi", full_attention(*qk, HEADS), values.double()) / HEADS
+    assert torch.allclose(spread(*qk, HEADS, values, budget=300).double(), want, atol=1e-6)
+
+
+def test_the_refined_map_is_equation_8(qk):
+    """A_self (A_cross)^alpha with the power before the product, each the mean over layers, over its maximum."""
+    other = tuple(t.flip(1) for t in qk)
+    cross = [torch.rand(2, 35) / 77, torch.rand(2, 35) / 77]
+    self_mean = (full_attention(*qk, HEADS).mean(1) + full_attention(*other, HEADS).mean(1)) / 2
+    want = (self_mean @ (torch.stack(cross).double().mean(0) ** 2)[..., None])[..., 0]
+    want = want / want.amax(1, keepdim=True)
+    ours = refined_map([(*qk, HEADS), (*other, HEADS)], cross, alpha=2)
+    assert torch.allclose(ours.double(), want, atol=1e-5)
+    assert ours.amax(1).tolist() == [1, 1]
+    plain = refined_map([], cross, alpha=3).double()
+    want = torch.stack(cross).double().mean(0) ** 3
+    assert torch.allclose(plain, want / want.amax(1, keepdim=True), atol=1e-5)
