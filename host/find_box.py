@@ -1,0 +1,69 @@
+"""The box around a named thing in a picture, from the model's own attention (InstantSwap, section 3.2)."""
+
+from dataclasses import dataclass
+
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..attention.boxes import Box, box_mask, find_box
+from .attention_layers import require_readable
+from .pictures import encode_picture
+from .saliency import chosen_layers, on_picture, word_maps
+from .tokens import concept_positions, encode_text
+
+
+@dataclass(frozen=True)
+class FoundBoxes:
+    """Per picture: its box, the box as mask (B, H, W), and the map it comes from, (B, H, W) in [0, 1]."""
+
+    boxes: list[Box]
+    mask: Tensor
+    soft: Tensor
+
+
+def find_boxes(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    prompt: str,
+    concept: str,
+    alpha: float = 2.0,
+    threshold: float = 0.5,
+    passes: int = 3,
+    margin: int = 0,
+    layer: str = "16x16",
+    self_attention: bool = True,
+    seed: int = 0,
+) -> FoundBoxes:
+    """Where the concept's words act in each picture.
+
+    image: (B, H, W, 3). concept: words of the prompt, or `embedding:name`. threshold: share of a pass's greatest
+    value. passes: noise levels, evenly from timestep 500 to 100. margin: pixels. Raises ValueError for a model that
+    is no UNet, words that the prompt does not hold, and a picture where no place reaches the threshold.
+    """
+    require_readable(model)
+    positions = concept_positions(clip, prompt, concept)
+    conditioning = encode_text(clip, prompt)
+    height, width = image.shape[1:3]
+    latents = encode_picture(vae, image)
+    layers = chosen_layers(model, latents, layer)
+    timesteps = torch.linspace(500, 100, passes).tolist()
+    progress = comfy.utils.ProgressBar(len(latents))
+    boxes, maps = [], []
+    for number, latent in enumerate(latents.split(1), 1):
+        seen = word_maps(model, conditioning, latent, positions, layers, timesteps, 1, seed, alpha, self_attention)
+        seen = on_picture(seen, height, width, vae.spacial_compression_encode(), mode="bicubic")
+        try:
+            boxes.append(find_box(seen, threshold, margin))
+        except ValueError as error:
+            if len(latents) == 1:
+                raise
+            raise ValueError(f"Picture {number} of {len(latents)}: {error}") from error
+        maps.append(seen.mean(0).clamp(0, 1))
+        progress.update(1)
+    masks = [box_mask([box], height, width) for box in boxes]
+    return FoundBoxes(boxes, torch.stack(masks), torch.stack(maps))

@@ -1,0 +1,95 @@
+"""The saliency mask of pictures, from whichever source the user chose."""
+
+import comfy.sd
+import comfy.utils
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..attention.boxes import largest_component
+from ..attention.saliency import soften
+from ..guidance.masks import dilate, erode, fit_mask
+from .attention_layers import require_readable
+from .inversion import empty_conditioning
+from .pictures import encode_picture
+from .saliency import chosen_layers, on_picture, self_attention_map, word_maps
+from .tokens import concept_positions, encode_text
+
+SOURCES = ("self-attention", "calibrated self-attention", "words", "mask")
+# Where each source localises: the paper's block, and the grid where signs and words are legible.
+AUTO_LAYER = {"self-attention": "middle", "calibrated self-attention": "16x16", "words": "16x16"}
+
+
+def saliency_scores(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    source: str,
+    positive: list | None = None,
+    clip: comfy.sd.CLIP | None = None,
+    prompt: str = "",
+    words: str = "",
+    layer: str = "auto",
+    timesteps: list[float] = (500, 300, 100),
+    draws: int = 1,
+    seed: int = 0,
+) -> Tensor:
+    """How salient each pixel is, (B, H, W) fp32 on the CPU, in the unit in which 1 is the source's usual threshold.
+
+    image: (B, H, W, 3). self-attention: O of Spin, mean 1. calibrated self-attention: standard deviations above the
+    picture's mean. words: the map of the words in halves of its greatest value; an empty prompt is the words alone.
+    """
+    require_readable(model)
+    layer = AUTO_LAYER[source] if layer == "auto" else layer
+    if source == "words":
+        prompt = prompt if prompt.strip() else words
+        positions = concept_positions(clip, prompt, words)
+        conditioning = encode_text(clip, prompt)
+    else:
+        conditioning = positive or empty_conditioning(model)
+    latents = encode_picture(vae, image)
+    layers = chosen_layers(model, latents, layer)
+    progress = comfy.utils.ProgressBar(len(latents))
+    maps = []
+    for latent in latents.split(1):
+        if source == "words":
+            seen = word_maps(model, conditioning, latent, positions, layers, timesteps, draws, seed)
+            maps.append(2 * seen.mean(0, keepdim=True) / seen.mean(0).amax())
+        else:
+            calibrated = source != "self-attention"
+            maps.append(self_attention_map(model, conditioning, latent, layers, timesteps, draws, seed, calibrated))
+        progress.update(1)
+    return on_picture(torch.cat(maps), *image.shape[1:3], vae.spacial_compression_encode())
+
+
+def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: bool = False) -> tuple[Tensor, Tensor]:
+    """S = 1[O >= threshold] (Spin, eq. 2) and the soft mask, 0.5 at the threshold; both (B, H, W) in [0, 1].
+
+    clean_up: radius in pixels of an opening, which drops specks, and then a closing, which fills holes; 0 for none.
+    largest: keeps the largest connected part. Raises ValueError for a picture with no salient part.
+    """
+    mask = (scores >= threshold).float()
+    if clean_up:
+        mask = dilate(erode(mask, clean_up), clean_up)
+        mask = erode(dilate(mask, clean_up), clean_up)
+    if largest:
+        mask = torch.stack([largest_component(one > 0) for one in mask]).float()
+    for number, one in enumerate(mask, 1):
+        if not one.any():
+            which = "The picture" if len(mask) == 1 else f"Picture {number} of {len(mask)}"
+            raise ValueError(
+                f"{which} has no salient part above the threshold {threshold:g}. "
+                "Lower the threshold, or choose another source or layer."
+            )
+    return mask, soften(scores, threshold)
+
+
+def given_masks(mask: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
+    """The user's mask, binary and as it is, for every picture. Raises ValueError where none is connected."""
+    if mask is None:
+        raise ValueError("The source is `mask` and no mask is connected. Connect one, or choose another source.")
+    soft = fit_mask(mask, *image.shape[1:3])
+    if len(soft) not in (1, len(image)):
+        raise ValueError(f"There are {len(soft)} masks for {len(image)} pictures. Give one mask, or one per picture.")
+    soft = soft.expand(len(image), -1, -1)
+    return (soft >= 0.5).float(), soft
