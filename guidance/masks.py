@@ -15,8 +15,7 @@ def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     if not torch.isfinite(mask).all():
         raise ValueError("The mask holds values that are not numbers. Check the node that made it.")
     h, w = mask.shape[-2:]
-    # The sides of a smaller copy are rounded each by up to half a pixel.
-    if abs(h * width - w * height) > max(height + width, h + w) / 2:
+    if not same_aspect(h, w, height, width):
         raise ValueError(
             f"The mask is {w} x {h} pixels and the picture {width} x {height}. "
             "Give a mask of the picture's size, or of the same aspect."
@@ -26,6 +25,11 @@ def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     else:
         mask = interpolate(mask[:, None], (height, width), mode="bilinear")[:, 0]
     return mask.clamp(0, 1)
+
+
+def same_aspect(h: int, w: int, height: int, width: int) -> bool:
+    """Whether one size is the other one scaled, each side rounded by up to half a pixel."""
+    return abs(h * width - w * height) <= max(height + width, h + w) / 2
 
 
 def require_region(mask: Tensor) -> None:

@@ -6,9 +6,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, pad
 
-from .masks import dilate, erode
+from .batches import as_one_batch
+from .masks import dilate, erode, fit_mask, same_aspect
 
 BAND = 8
+COLOUR_MATCHES = ("none", "smooth", "mean_std")
 
 
 def distance_inside(mask: Tensor, limit: int) -> Tensor:
@@ -105,6 +107,30 @@ def paste_back(original: Tensor, edited: Tensor, mask: Tensor, feather: int = 0,
     weight = feather_mask(mask, feather)[..., None]
     mixed = torch.lerp(original.float(), edited.float(), weight)
     return torch.where(weight > 0, mixed.to(original.dtype), original)
+
+
+def paste_pictures(
+    original: Tensor, edited: Tensor, mask: Tensor, feather: int, colour_match: str
+) -> tuple[Tensor, Tensor]:
+    """paste_back for batches that go together and sizes of the same aspect; the picture and its seam_picture.
+
+    Raises ValueError where the edited picture or the mask has another aspect, or the batches do not go together.
+    """
+    original, edited = original[..., :3], edited[..., :3].to(original)
+    height, width = original.shape[1:3]
+    h, w = edited.shape[1:3]
+    if not same_aspect(h, w, height, width):
+        raise ValueError(
+            f"The edited picture is {w} x {h} pixels and the original {width} x {height}. "
+            "Give an edit of the original's size, or of the same aspect."
+        )
+    if (h, w) != (height, width):
+        resized = interpolate(edited.movedim(-1, 1), (height, width), mode="bicubic", antialias=True)
+        edited = resized.clamp(0, 1).movedim(1, -1)
+    mask = fit_mask(mask, height, width).to(original.device)
+    original, edited, mask = as_one_batch(original, edited, mask)
+    pasted = paste_back(original, edited, mask, feather, colour_match)
+    return pasted, seam_picture(pasted, mask)
 
 
 def seam_steps(picture: Tensor, mask: Tensor) -> Tensor:

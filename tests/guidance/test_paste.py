@@ -8,6 +8,7 @@ from inlay.guidance.paste import (
     fill_smoothly,
     match_colour,
     paste_back,
+    paste_pictures,
     seam_picture,
     seam_steps,
 )
@@ -152,3 +153,31 @@ def test_the_seam_picture_is_red_where_it_jumps():
     assert calm.shape == (1, 37, 45, 3) and 0 <= loud.min() and loud.max() <= 1
     assert loud[..., 0].sum() > calm[..., 0].sum() + 10
     assert (loud[..., 0] > 0.9).any() and not (calm[..., 0] > 0.9).any()
+
+
+def test_batches_and_sizes_that_go_together():
+    original, edited = pictures(1)[0], pictures(4)[1]
+    image, seam = paste_pictures(original, edited, blob(), 3, "none")
+    assert image.shape == seam.shape == (4, 37, 45, 3)
+    for one, edit in zip(image, edited, strict=True):
+        assert torch.equal(one[None], paste_back(original, edit[None], blob(), 3))
+    big = torch.full((1, 74, 90, 3), 0.25)
+    image, _ = paste_pictures(original, big, torch.ones(1, 74, 90), 0, "none")
+    assert image.shape == (1, 37, 45, 3) and (image - 0.25).abs().max() < 1e-5
+
+
+def test_what_does_not_go_together_is_refused():
+    original, edited = pictures(3)
+    with pytest.raises(ValueError, match="do not go together"):
+        paste_pictures(original, edited[:2], blob(), 3, "none")
+    with pytest.raises(ValueError, match="edited picture is 37 x 45"):
+        paste_pictures(original, edited.transpose(1, 2), blob(), 3, "none")
+    with pytest.raises(ValueError, match="mask is 37 x 45"):
+        paste_pictures(original, edited, blob().transpose(1, 2), 3, "none")
+
+
+def test_an_alpha_channel_is_left_out():
+    original, edited = pictures()
+    alpha = torch.ones(1, 37, 45, 1)
+    image, _ = paste_pictures(torch.cat([original, alpha], -1), torch.cat([edited, alpha], -1), blob(), 0, "none")
+    assert torch.equal(image, paste_back(original, edited, blob()))

@@ -1,0 +1,32 @@
+"""What a cancelled run has reached: kept as a file and sent as the last live preview."""
+
+import logging
+import os
+
+import comfy.utils
+import folder_paths
+import numpy
+from PIL import Image
+from torch import Tensor
+
+logger = logging.getLogger("inlay")
+
+PREVIEW_SIDE = 512
+
+
+def keep_pictures(images: Tensor, name: str, step: int, total: int) -> list[str]:
+    """Writes the pictures (B, H, W, 3) to the host's temporary folder and shows the last one. Returns the paths.
+
+    step of total: where the progress bar stands.
+    """
+    folder, stem, counter, _, _ = folder_paths.get_save_image_path(name, folder_paths.get_temp_directory())
+    paths = []
+    for number, values in enumerate(images, counter):
+        picture = Image.fromarray((values.clamp(0, 1) * 255).round().cpu().numpy().astype(numpy.uint8))
+        path = os.path.join(folder, f"{stem}_{number:05}_.png")
+        picture.save(f"{path}.part", "PNG")
+        os.replace(f"{path}.part", path)
+        paths.append(path)
+    logger.info("Cancelled. What was there is in %s", folder)
+    comfy.utils.ProgressBar(total).update_absolute(step, total, ("JPEG", picture, PREVIEW_SIDE))
+    return paths

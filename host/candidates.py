@@ -1,0 +1,30 @@
+"""How many candidates are sampled at once, and which samplers must take them one by one."""
+
+import inspect
+import math
+
+import comfy.k_diffusion.sampling
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+HEADROOM = 1.5
+
+
+def candidates_that_fit(model: ModelPatcher, latent: Tensor, wanted: int) -> int:
+    """How many of the wanted candidates fit into memory at once, at least 1, in parts of about the same size.
+
+    latent: (B, C, h, w), one row a picture; each candidate needs them all, twice for CFG.
+    """
+    rows, *shape = latent.shape
+    each = model.model.memory_required([2 * rows, *shape]) * HEADROOM
+    to_load = max(0, model.model_size() - model.loaded_size())
+    free = comfy.model_management.get_free_memory(model.load_device) - to_load
+    fit = min(max(1, int(free // each)), wanted)
+    return math.ceil(wanted / math.ceil(wanted / fit))
+
+
+def draws_by_batch(sampler: str) -> bool:
+    """Whether a host sampler draws noise for a whole batch, so that a candidate's would depend on its neighbours."""
+    function = getattr(comfy.k_diffusion.sampling, f"sample_{sampler}", None)
+    return function is not None and "noise_sampler" in inspect.signature(function).parameters

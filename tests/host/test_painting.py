@@ -1,0 +1,302 @@
+"""The paint job on the tiny models, against the host's own sampling."""
+
+import os
+from dataclasses import replace
+
+import comfy.model_management
+import comfy.sample
+import comfy.samplers
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from inlay.host import candidates, painting
+from inlay.host.inpaint_channels import inpaint_channels
+from inlay.host.inversion import invert_image
+from inlay.host.painting import PaintSettings, paint
+
+from nodes import InpaintModelConditioning
+
+H, W = 64, 72
+FEW = PaintSettings(steps=2, seed=7, inversion_steps=2, paste="exact")
+
+
+def scene(height=H, width=W, batch=1, seed=0):
+    return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(seed))
+
+
+def box(height=H, width=W):
+    mask = torch.zeros(1, height, width)
+    mask[:, height // 4 : height // 2 + 3, width // 3 : width * 2 // 3 + 2] = 1
+    return mask
+
+
+@pytest.fixture(scope="module")
+def job(tiny, encode):
+    """job(settings, model=, image=, mask=, ...) -> images, latent."""
+    positive, negative = encode("a red star on a beach"), encode("")
+
+    def run(settings=FEW, model=None, image=None, mask=None, vae=tiny.vae, **more):
+        image = scene() if image is None else image
+        mask = box(*image.shape[1:3]) if mask is None else mask
+        return paint(model or tiny.model, positive, negative, vae, image, mask, settings, **more)
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "background, paste", [("inverted", "feather"), ("renoised", "exact"), ("fixed", "exact"), ("none", "exact")]
+)
+def test_outside_the_mask_the_pictures_own_pixels(job, background, paste):
+    images, latent = job(replace(FEW, background=background, paste=paste, candidates=2))
+    outside = box()[0] == 0
+    assert images.shape == (2, H, W, 3) and latent["samples"].shape == (2, 4, 8, 9)
+    for image in images:
+        assert torch.equal(image[outside], scene()[0][outside])
+        assert (image - scene()[0])[~outside].abs().mean() > 0.02
+    assert not torch.equal(*images)
+
+
+def test_without_a_paste_the_decoder_has_the_background(job, tiny):
+    images, latent = job(replace(FEW, paste="none"))
+    assert torch.equal(images, tiny.vae.decode(latent["samples"]))
+
+
+@pytest.mark.parametrize("size", [(67, 49), (33, 100)])
+def test_every_size_and_aspect_comes_back(job, size):
+    images, latent = job(image=scene(*size))
+    assert images.shape == (1, *size, 3)
+    assert latent["samples"].shape[-2:] == tuple(-(-n // 8) for n in size)
+    outside = box(*size)[0] == 0
+    assert torch.equal(images[0][outside], scene(*size)[0][outside])
+
+
+@pytest.mark.parametrize(
+    "background, sampler",
+    [("inverted", "euler"), ("renoised", "euler"), ("fixed", "euler"), ("none", "euler"), ("inverted", "dpmpp_2m")],
+)
+def test_a_full_mask_is_the_hosts_plain_sampling(job, tiny, sample, background, sampler):
+    settings = replace(FEW, background=background, sampler=sampler)
+    _, latent = job(settings, mask=torch.ones(1, H, W))
+    want = sample(tiny.model, steps=2, sampler=sampler, seed=7, size=(8, 9))
+    assert torch.equal(latent["samples"], want) or (latent["samples"] - want).norm() < 1e-5 * want.norm()
+
+
+def test_the_fixed_background_is_the_hosts_noise_mask(job, tiny, encode):
+    settings = replace(FEW, background="fixed", sampler="euler", denoise=0.6)
+    _, ours = job(settings)
+    latent = tiny.vae.encode(scene())
+    mask = torch.nn.functional.max_pool2d(box()[:, None], 8)
+    want = comfy.sample.sample(
+        tiny.model, comfy.sample.prepare_noise(latent, 7), 2, 5.0, "euler", "normal", encode("a red star on a beach"),
+        encode(""), latent, denoise=0.6, noise_mask=mask, disable_pbar=True, seed=7,
+    )  # fmt: skip
+    assert (ours["samples"] - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("background", ["inverted", "renoised", "fixed"])
+def test_outside_the_latent_ends_as_the_pictures_own(job, tiny, background):
+    _, latent = job(replace(FEW, background=background))
+    kept = torch.nn.functional.max_pool2d(box()[:, None], 8)[0, 0] == 0
+    difference = (latent["samples"] - tiny.vae.encode(scene()))[0][:, kept]
+    assert difference.abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_ancestral"])
+def test_candidates_do_not_depend_on_how_they_are_batched(job, sampler):
+    settings = replace(FEW, candidates=3, background="renoised", sampler=sampler)
+    _, one = job(replace(settings, at_once=1))
+    _, two = job(replace(settings, at_once=2))
+    _, alone = job(replace(settings, candidates=1))
+    scale = one["samples"].abs().max()
+    assert (one["samples"] - two["samples"]).abs().max() < 1e-5 * scale
+    assert torch.equal(one["samples"][:1], alone["samples"])
+    assert (one["samples"][0] - one["samples"][1]).abs().max() > 0.1 * scale
+
+
+def test_candidates_are_the_hosts_batch(job, sample, tiny):
+    settings = replace(FEW, candidates=3, sampler="euler", background="none", at_once=2)
+    _, latent = job(settings, mask=torch.ones(1, H, W))
+    want = sample(tiny.model, steps=2, batch=3, seed=7, size=(8, 9))
+    assert (latent["samples"] - want).norm() < 1e-5 * want.norm()
+    assert latent["batch_index"] == [0, 1, 2]
+
+
+def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
+    settings = replace(FEW, candidates=4)
+    want = job(settings)[1]["samples"]
+    sizes = []
+    sample = painting._Job._sample
+
+    def scarce(self, noise, first, last):
+        sizes.append(last - first)
+        if last - first > 1:
+            raise comfy.model_management.OOM_EXCEPTION("no")
+        return sample(self, noise, first, last)
+
+    monkeypatch.setattr(painting._Job, "_sample", scarce)
+    got = job(settings)[1]["samples"]
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    assert "2 candidates at a time" in caplog.text
+
+
+def test_the_estimate_splits_evenly(tiny, monkeypatch):
+    latent = torch.zeros(1, 4, 8, 9)
+    monkeypatch.setattr(tiny.model.model, "memory_required", lambda shape: shape[0] * 100)
+    monkeypatch.setattr(tiny.model, "model_size", lambda: 0)
+    for free, want in ((10, 1), (300, 1), (1500, 4), (2100, 4), (10**9, 8)):
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert candidates.candidates_that_fit(tiny.model, latent, 8) == want
+
+
+def test_a_batch_of_pictures_with_candidates(job):
+    image, mask = scene(batch=2), torch.cat([box(), box().flip(2)])
+    settings = replace(FEW, candidates=2)
+    images, _ = job(settings, image=image, mask=mask)
+    assert images.shape == (4, H, W, 3)
+    for row in range(4):
+        outside = mask[row % 2] == 0
+        assert torch.equal(images[row][outside], image[row % 2][outside])
+    one_by_one, _ = job(replace(settings, at_once=1), image=image, mask=mask)
+    assert (images - one_by_one).abs().max() < 1e-4
+
+
+def test_a_given_trajectory_is_what_it_would_have_inverted(job, tiny, encode):
+    trajectory, _ = invert_image(tiny.model, tiny.vae, scene(), positive=encode(""), steps=2)
+    given = job(trajectory=trajectory)[1]["samples"]
+    assert torch.equal(given, job()[1]["samples"])
+
+
+@pytest.mark.parametrize("background", ["inverted", "fixed"])
+def test_an_inpainting_model_never_sees_what_it_replaces(job, tiny, background):
+    image = scene()
+    other = torch.where(box()[..., None] > 0, scene(seed=1), image)
+    settings = replace(FEW, background=background)
+    images, latent = job(settings, model=tiny.inpaint_model, image=image)
+    again, other_latent = job(settings, model=tiny.inpaint_model, image=other)
+    assert torch.equal(images, again) and torch.equal(latent["samples"], other_latent["samples"])
+    elsewhere = torch.where(box()[..., None] > 0, image, scene(seed=1))
+    assert not torch.equal(job(settings, model=tiny.inpaint_model, image=elsewhere)[1]["samples"], latent["samples"])
+
+
+def test_an_inpainting_models_channels_are_the_hosts(tiny, encode):
+    mask = torch.zeros(1, H, W)
+    mask[:, 16:32, 24:48] = 1
+    positive, _, _ = InpaintModelConditioning().encode(encode("a star"), encode(""), scene(), tiny.vae, mask)
+    channels = inpaint_channels(tiny.vae, scene(), mask)
+    seen = []
+    for values in (positive[0][1], channels):
+        noise = torch.zeros(1, 4, 8, 9)
+        model = tiny.inpaint_model.model
+        seen.append(model.concat_cond(noise=noise, device="cpu", **values))
+    assert seen[0].shape == (1, 5, 8, 9)
+    assert torch.allclose(*seen, atol=1e-6)
+
+
+def test_a_guider_and_sigmas_of_the_users_own(job, tiny, encode, sample):
+    guider = comfy.samplers.CFGGuider(tiny.model)
+    guider.set_conds(encode("a blue cross"), encode("a beach"))
+    guider.set_cfg(3.0)
+    sigmas = torch.tensor([9.0, 2.0, 0.5, 0.0])
+    before = {name: [dict(cond) for cond in conds] for name, conds in guider.original_conds.items()}
+    settings = replace(FEW, sampler="euler", background="none")
+    _, ours = job(settings, guider=guider, sigmas=sigmas)
+    latent = tiny.vae.encode(scene())
+    want = guider.sample(
+        comfy.sample.prepare_noise(latent, 7), latent, comfy.samplers.sampler_object("euler"), sigmas, seed=7
+    )
+    assert (ours["samples"] - want).norm() < 1e-5 * want.norm()
+    assert {name: [set(cond) for cond in conds] for name, conds in before.items()} == {
+        name: [set(cond) for cond in conds] for name, conds in guider.original_conds.items()
+    }
+
+
+def test_a_guider_on_an_inpainting_model_gets_its_channels(job, tiny, encode):
+    guider = comfy.samplers.CFGGuider(tiny.inpaint_model)
+    guider.set_conds(encode("a red star on a beach"), encode(""))
+    guider.set_cfg(5.0)
+    want = job(model=tiny.inpaint_model)[1]["samples"]
+    assert torch.equal(job(model=tiny.inpaint_model, guider=guider)[1]["samples"], want)
+
+
+def test_soft_masks_mix(job):
+    soft = box() * 0.5
+    images, _ = job(mask=soft)
+    hard, _ = job()
+    inside = box()[0] > 0
+    change = (images - scene())[0][inside].abs().mean()
+    assert 0 < change < (hard - scene())[0][inside].abs().mean()
+
+
+def test_patches_learn_which_candidates_they_see(job, tiny):
+    seen = []
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, call: seen.append(call["c"]["transformer_options"]["inlay_candidates"])
+        or apply(call["input"], call["timestep"], **call["c"])
+    )
+    job(replace(FEW, candidates=3, at_once=2, background="none"), model=model)
+    assert seen[0] == [0, 1] and seen[-1] == [2]
+
+
+@pytest.mark.parametrize("call, pictures", [(0, 0), (3, 1), (5, 1), (8, 2)])
+def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pictures):
+    calls, shown = [], []
+    model = tiny.model.clone()
+
+    def press_cancel(apply, asked):
+        calls.append(0)
+        if len(calls) - 1 == call:
+            comfy.model_management.interrupt_current_processing()
+        return apply(asked["input"], asked["timestep"], **asked["c"])
+
+    model.set_model_unet_function_wrapper(press_cancel)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append(preview))
+    settings = replace(FEW, steps=5, cfg=1.0, background="none", candidates=2, at_once=1)
+    before = kept_files()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        job(settings, model=model)
+    assert len(calls) == call + 1
+    new = kept_files() - before
+    assert len(new) == pictures and all(name.endswith("_.png") for name in new)
+    if pictures:
+        assert shown[-1][1].size == (W, H)
+
+
+def kept_files():
+    folder = folder_paths.get_temp_directory()
+    return {name for name in os.listdir(folder) if "cancelled" in name} if os.path.isdir(folder) else set()
+
+
+def test_bad_input_is_one_clear_sentence(job, tiny):
+    with pytest.raises(ValueError, match="mask is empty"):
+        job(mask=torch.zeros(1, H, W))
+    with pytest.raises(ValueError, match="same aspect"):
+        job(mask=torch.ones(1, 64, 32))
+    with pytest.raises(ValueError, match="too small for this VAE"):
+        job(image=scene(6, 40))
+    with pytest.raises(ValueError, match="no VAE"):
+        job(vae=None)
+    with pytest.raises(ValueError, match="do not go together"):
+        job(image=scene(batch=3), mask=torch.ones(2, H, W))
+    with pytest.raises(ValueError, match="Repeats need"):
+        job(replace(FEW, sampler="lms", repeats=2))
+    with pytest.raises(ValueError, match="no step"):
+        job(sigmas=torch.tensor([1.0]))
+    with pytest.raises(ValueError, match="trajectory belongs to a picture of 128 x 64"):
+        trajectory, _ = invert_image(tiny.model, tiny.vae, scene(64, 128), steps=2)
+        job(trajectory=trajectory)
+    with pytest.raises(ValueError, match="another model"):
+        trajectory, _ = invert_image(tiny.inpaint_model, tiny.vae, scene(), steps=2)
+        job(trajectory=trajectory)
+    broken = tiny.model.clone()
+    broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * torch.nan)
+    with pytest.raises(ValueError, match="Sampling ended in values that are not numbers"):
+        job(replace(FEW, background="none"), model=broken)
+
+
+def test_the_source_model_is_untouched(job, tiny, sample):
+    before = sample(tiny.model)
+    job()
+    assert torch.equal(sample(tiny.model), before)
