@@ -87,7 +87,7 @@ def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: 
 def given_masks(mask: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
     """The user's mask, binary and as it is, for every picture. Raises ValueError where none is connected."""
     if mask is None:
-        raise ValueError("The source is `mask` and no mask is connected. Connect one, or choose another source.")
+        raise ValueError("The source is mask and no mask is connected. Connect one, or choose another source.")
     soft = fit_mask(mask, *image.shape[1:3])
     if len(soft) not in (1, len(image)):
         raise ValueError(f"There are {len(soft)} masks for {len(image)} pictures. Give one mask, or one per picture.")

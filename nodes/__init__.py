@@ -2,7 +2,7 @@
 
 from importlib import import_module
 
-_MODULES: tuple[str, ...] = ("demo", "rank", "measure", "region", "invert", "sampler")
+_MODULES: tuple[str, ...] = ("demo", "rank", "measure", "region", "invert", "sampler", "paint", "paste", "saliency", "boxes")
 
 
 def all_nodes() -> list[type]:

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 from inlay.attention.cross_maps import refined_map, spread, word_map
-from inlay.attention.saliency import attention_rows, column_sums, mean_map, oriented, resize_map, soften
+from inlay.attention.saliency import BUDGET, attention_rows, column_sums, mean_map, oriented, resize_map, soften
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HEADS = 3
@@ -70,9 +70,14 @@ class LargestTensor(TorchDispatchMode):
 def test_no_full_matrix_at_a_large_size():
     tokens, heads = 4096, 8
     q, k = (torch.randn(1, tokens, heads * 4) for _ in range(2))
-    with LargestTensor() as seen, torch.no_grad():
-        sums = column_sums(q, k, heads, budget=1 << 22)
-    assert seen.elements <= 1 << 22 < heads * tokens * tokens // 16
+    with LargestTensor() as seen:
+        rows, weights = next(attention_rows(q, k, heads))
+    assert seen.elements <= BUDGET <= heads * tokens * tokens // 8
+    assert weights.shape == (1, rows.stop, tokens) and rows.stop == BUDGET // (heads * tokens)
+    q, k = q[:, :1024], k[:, :1024]
+    with LargestTensor() as seen:
+        sums = column_sums(q, k, heads, budget=1 << 18)
+    assert seen.elements <= 1 << 18 < heads * 1024 * 1024 // 16
     assert abs(float(sums.mean()) - 1) < 1e-5
 
 
