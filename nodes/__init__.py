@@ -2,7 +2,18 @@
 
 from importlib import import_module
 
-_MODULES: tuple[str, ...] = ("demo", "rank", "measure", "region", "invert", "sampler", "paint", "paste", "saliency", "boxes")
+_MODULES: tuple[str, ...] = (
+    "demo",
+    "rank",
+    "measure",
+    "region",
+    "invert",
+    "sampler",
+    "paint",
+    "paste",
+    "saliency",
+    "boxes",
+)
 
 
 def all_nodes() -> list[type]:
