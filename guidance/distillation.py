@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-# SGD at 0.1 on 2000 / (64 * 64) * sum(z * g). It stays at other resolutions, so that every cell moves as in the paper.
-RATE = 0.1 * 2000 / (64 * 64)
+# The published loss is 2000 / (64 * 64) * sum(z * g) under SGD at 0.1. The constant stays at other resolutions, so that
+# every cell moves as in the paper.
+CELLS = 64 * 64
+RATE = 0.1 * 2000 / CELLS
 
 
 @dataclass(frozen=True)
@@ -47,9 +49,9 @@ def draw_timesteps(count: int, low: int, high: int, order: str, seed: int) -> Te
     return draws.sort(descending=True).values if order == "random" else draws
 
 
-def guided_noise(x: Tensor, conditional: Tensor, unconditional: Tensor, sigma: Tensor, guidance: float) -> Tensor:
-    """The guided noise estimate of eps and v models alike, from their estimates of x0. All (B, C, h, w)."""
-    return (x - (unconditional + guidance * (conditional - unconditional))) / sigma
+def noise_estimate(x: Tensor, denoised: Tensor, sigma: Tensor | float) -> Tensor:
+    """The noise that an estimate of x0 implies, the same for eps and v models, before or after guidance."""
+    return (x - denoised) / sigma
 
 
 def distil(

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from inlay.guidance.contrastive import patch_nce
-from inlay.guidance.distillation import METHODS, RATE, distil, draw_timesteps, guided_noise
+from inlay.guidance.distillation import METHODS, RATE, distil, draw_timesteps, noise_estimate
 
 GUIDANCE = 7.5
 SPREAD = 0.4
@@ -62,7 +62,8 @@ def ours(clean, timesteps, skip, source, masked, momentum):
 
         def estimate(latent, text):
             x = latent + sigma * noise
-            return guided_noise(x, denoised(x, sigma, text), denoised(x, sigma, ""), sigma, GUIDANCE)
+            empty = denoised(x, sigma, "")
+            return noise_estimate(x, empty + GUIDANCE * (denoised(x, sigma, text) - empty), sigma)
 
         return estimate(z, "target") - (estimate(clean, "source") if source else noise)
 

@@ -1,0 +1,84 @@
+"""Several texts' noise estimates from one batched forward, inside the host's own sampling with all packs' patches."""
+
+from collections.abc import Callable, Sequence
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..guidance.distillation import noise_estimate
+from .concept_region_patch import stack_contexts
+
+
+class Forward:
+    """The model at several latents of the same noise level, one per text. Alive while `inside_sampling` runs."""
+
+    def __init__(self, denoiser: Callable, extra_args: dict) -> None:
+        self.denoiser, self.options = denoiser, extra_args["model_options"]
+        self._extra_args = extra_args
+        self.guider = denoiser.inner_model
+        self.network = self.guider.inner_model
+
+    def noises(self, latents: Sequence[Tensor], noise: Tensor, sigma: Tensor) -> tuple[Tensor, ...]:
+        """The guided noise of each text at its latent (B, C, h, w), all noised alike. sigma: a scalar."""
+        noised = torch.cat([latent + sigma * noise for latent in latents])
+        denoised = self.denoiser(noised, sigma.repeat(len(noised)), **self._extra_args)
+        return noise_estimate(noised, denoised, sigma).chunk(len(latents))
+
+
+def inside_sampling(
+    model: ModelPatcher,
+    texts: Sequence[list],
+    negative: list,
+    latent: Tensor,
+    sigmas: Tensor,
+    guidance: float,
+    seed: int,
+    body: Callable[[Forward, Tensor, Tensor], None],
+) -> None:
+    """Runs body(forward, clean, sigmas) with the model loaded and prepared as for a sampler, and cleans up after it.
+
+    texts: a CONDITIONING per branch. latent: (B, C, h, w) as VAE.encode returns it; clean is the same in the sampler's
+    space, on the model's device. sigmas: (n,), the levels that body is going to visit.
+    """
+    pictures = len(latent)
+    guider = comfy.samplers.CFGGuider(model)
+    guider.set_conds(stack_texts(texts, pictures), negative)
+    guider.set_cfg(guidance)
+
+    def visit(denoiser, x, levels, extra_args, callback, disable):
+        body(Forward(denoiser, extra_args), x[:pictures], levels[:-1])
+        return x
+
+    rows = latent.float().repeat(len(texts), 1, 1, 1)
+    schedule = torch.cat([sigmas.float().cpu(), torch.zeros(1)])
+    guider.sample(torch.zeros_like(rows), rows, comfy.samplers.KSAMPLER(visit), schedule, disable_pbar=True, seed=seed)
+
+
+def stack_texts(texts: Sequence[list], pictures: int) -> list:
+    """One CONDITIONING whose batch holds each text `pictures` times in turn, the pooled outputs of SDXL too."""
+    stacked = []
+    for entries in zip(*texts, strict=True):
+        extra = dict(entries[0][1])
+        for key, value in extra.items():
+            if isinstance(value, Tensor):
+                extra[key] = torch.cat([other[key].repeat_interleave(pictures, 0) for _, other in entries])
+        context = stack_contexts([context.repeat_interleave(pictures, 0) for context, _ in entries])
+        stacked.append([context, extra])
+    return stacked
+
+
+def require_same_family(model: ModelPatcher, other: ModelPatcher) -> None:
+    """Raises ValueError where one text encoder and one latent cannot serve both models."""
+    if _family(model) != _family(other):
+        raise ValueError(
+            f"The source model ({type(model.model).__name__}) and the target model ({type(other.model).__name__}) are "
+            "of different families. Use two models of one family, such as a base model and the same with a LoRA."
+        )
+
+
+def _family(model: ModelPatcher) -> tuple:
+    config = model.model.model_config.unet_config
+    keys = ("in_channels", "context_dim", "adm_in_channels")
+    return type(model.model), type(model.model.latent_format), *(config.get(key) for key in keys)

@@ -1,0 +1,230 @@
+"""InstantSwap and its relatives on a picture: one thing in a box becomes another, appears, or goes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..attention.boxes import Box, box_mask
+from ..attention.concept_region import cell_mask, mask_boxes, single_boxes
+from ..guidance.batches import as_one_batch
+from ..guidance.contrastive import WEIGHT
+from ..guidance.distillation import CELLS, METHODS, distil, draw_timesteps
+from ..guidance.masks import fit_mask, require_region
+from ..guidance.noise import CandidateNoise
+from ..guidance.paste import paste_back
+from .branches import Forward, inside_sampling, require_same_family
+from .cancelled import keep_pictures
+from .concept_region_patch import concept_region
+from .contrast import contrast_gradient
+from .gradients import static_patcher
+from .models import prediction_kind
+from .pictures import decode_picture, encode_picture
+from .progress import steps_progress
+from .tokens import encode_text
+from .unet_blocks import require_unet
+
+PASTES = ("exact", "feather", "none")
+TIMESTEPS = ("random", "ladder", "unsorted")
+
+
+@dataclass(frozen=True)
+class SwapTexts:
+    """Sentences about the picture before and after, the phrases of what goes and what comes, and the negative."""
+
+    source: str
+    target: str
+    source_concept: str
+    target_concept: str
+    negative: str = ""
+
+
+@dataclass(frozen=True)
+class SwapSettings:
+    """method: of guidance.distillation.METHODS. skip: SSGU's lambda, updates a gradient. timesteps: of TIMESTEPS,
+    within t_min..t_max. bgm: on, off or auto, as the method. secr: both, source, target, off or auto, as the method.
+    outside: ca or raw, SECR's. contrast: CDS's weight. paste: of PASTES; feather: pixels inside the box.
+    """
+
+    method: str = "instantswap"
+    iterations: int = 550
+    skip: int = 5
+    guidance: float = 7.5
+    seed: int = 0
+    timesteps: str = "random"
+    t_min: int = 100
+    t_max: int = 899
+    bgm: str = "auto"
+    secr: str = "auto"
+    outside: str = "ca"
+    momentum: float = 0.0
+    contrast: float = WEIGHT
+    paste: str = "exact"
+    feather: int = 4
+
+
+@torch.no_grad()
+def swap_picture(
+    model: ModelPatcher,
+    target_model: ModelPatcher | None,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    mask: Tensor,
+    texts: SwapTexts,
+    settings: SwapSettings,
+    bbox: Box | Sequence | None = None,
+) -> tuple[Tensor, dict]:
+    """The pictures (B, H, W, 3) with the swap in their boxes, and their LATENT.
+
+    target_model: for the target's text, None for the same. image: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W); its
+    bounding box is the box, unless bbox is given. Raises ValueError with what to do for bad input. On cancel the
+    picture so far is kept and shown, and the host's interrupt goes on.
+    """
+    if clip is None:
+        raise ValueError("There is no text encoder. Connect the model's clip.")
+    image = image[..., :3].float()
+    height, width = image.shape[1:3]
+    image, mask = as_one_batch(image, fit_mask(mask, height, width).to(image.device))
+    if bbox is None:
+        require_region(mask)
+        boxes = mask_boxes(mask)
+    else:
+        boxes = single_boxes(bbox, len(image), height, width)
+    job = _Swap(model, target_model, clip, texts, settings, boxes, vae.spacial_compression_encode() if vae else 1)
+    latent = encode_picture(vae, image)
+
+    def finish(samples: Tensor) -> Tensor:
+        picture = decode_picture(vae, samples, height, width).to(image)
+        if settings.paste == "none":
+            return picture
+        inside = torch.stack([box_mask([box], height, width) for box in boxes]).to(image.device)
+        return paste_back(image, picture, inside, settings.feather if settings.paste == "feather" else 0)
+
+    try:
+        samples = job.run(latent)
+    except comfy.model_management.InterruptProcessingException:
+        if job.view is not None:
+            keep_pictures(finish(job.result(latent)), "inlay_cancelled", job.done, job.total)
+        raise
+    return finish(samples), {"samples": samples}
+
+
+class _Swap:
+    def __init__(
+        self,
+        model: ModelPatcher,
+        target_model: ModelPatcher | None,
+        clip: comfy.sd.CLIP,
+        texts: SwapTexts,
+        settings: SwapSettings,
+        boxes: list[Box],
+        multiple: int,
+    ) -> None:
+        target_model = model if target_model is None else target_model
+        for one in (model, target_model):
+            require_unet(one, "a swap")
+            prediction_kind(one)
+        require_same_family(model, target_model)
+        self.method, self.settings, self.boxes, self.multiple = METHODS[settings.method], settings, boxes, multiple
+        self.apart = self.method.source and target_model is not model
+        self.models = model, static_patcher(target_model) if self.method.contrast else target_model
+        encoded = {text: encode_text(clip, text) for text in set(vars(texts).values())}
+        self.prompts = encoded[texts.source], encoded[texts.target]
+        self.phrases = encoded[texts.source_concept][0][0], encoded[texts.target_concept][0][0]
+        self.negative = encoded[texts.negative]
+        timesteps = draw_timesteps(
+            settings.iterations, settings.t_min, settings.t_max, settings.timesteps, settings.seed
+        )
+        sampling = model.get_model_object("model_sampling")
+        self.sigmas = sampling.sigma(timesteps[:: settings.skip].float()).cpu()
+        self.total = len(self.sigmas) * (2 if self.apart else 1)
+        self.done, self.view = 0, None
+
+    def run(self, latent: Tensor) -> Tensor:
+        """The latent (B, C, h, w) after the swap, as VAE.decode takes it."""
+        self.noise = CandidateNoise(self.settings.seed, range(len(latent)))
+        source_noises: list[Tensor] = []
+
+        def foresee(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
+            # The source branch never changes, so all its anchors can come before the target model is loaded.
+            for anchor, sigma in enumerate(sigmas):
+                source_noises.extend(forward.noises([clean], self._noise(clean, anchor), sigma))
+                self._show(clean)
+
+        def descend(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
+            both = self._both
+
+            def gradient(z: Tensor, iteration: int) -> Tensor:
+                anchor = iteration // self.settings.skip
+                noise, sigma = self._noise(clean, anchor), sigmas[anchor]
+                *others, target = forward.noises([clean, z] if both else [z], noise, sigma)
+                if self.apart:
+                    others = [source_noises[anchor]]
+                g = target - (others[0] if self.method.source else noise)
+                if self.method.contrast:
+                    generator = torch.Generator().manual_seed(self.settings.seed + anchor)
+                    pull = contrast_gradient(forward, z, clean, noise, sigma, generator)
+                    g = g + self.settings.contrast * CELLS * pull
+                return g
+
+            def after_anchor(_: int, z: Tensor) -> None:
+                self.view = z
+                self._show(z)
+
+            distil(
+                clean,
+                gradient,
+                self.settings.iterations,
+                self.settings.skip,
+                self._cells(clean.shape[-2:]).to(clean) if self.masked else None,
+                self.settings.momentum,
+                after_anchor,
+            )
+
+        if self.apart:
+            self._sample(0, [0], latent, foresee)
+        self._sample(1, [0, 1] if self._both else [1], latent, descend)
+        return self.result(latent)
+
+    def result(self, latent: Tensor) -> Tensor:
+        """The latent so far; outside the box, where BGM keeps it, the one that came in."""
+        samples = self.models[1].model.process_latent_out(self.view).to(latent)
+        return torch.where(self._cells(latent.shape[-2:]) > 0, samples, latent) if self.masked else samples
+
+    @property
+    def masked(self) -> bool:
+        return self.settings.bgm == "on" or (self.settings.bgm == "auto" and self.method.masked)
+
+    @property
+    def _both(self) -> bool:
+        """Whether the target's forward holds the source's rows too."""
+        return self.method.contrast or (self.method.source and not self.apart)
+
+    def _sample(self, which: int, branches: list[int], latent: Tensor, body) -> None:
+        model, settings, pictures = self.models[which], self.settings, len(latent)
+        secr = settings.secr if settings.secr != "auto" else ("both" if self.method.regions else "off")
+        wanted = [branch for branch, name in enumerate(("source", "target")) if secr in ("both", name)]
+        phrases = [self.phrases[branch] if branch in wanted else None for branch in branches for _ in range(pictures)]
+        if any(phrase is not None for phrase in phrases):
+            size = latent.shape[-2] * self.multiple, latent.shape[-1] * self.multiple
+            model = concept_region(model, phrases, self.boxes, size, settings.outside)
+        prompts = [self.prompts[branch] for branch in branches]
+        self._progress = steps_progress(model, self.total)
+        inside_sampling(model, prompts, self.negative, latent, self.sigmas, settings.guidance, settings.seed, body)
+
+    def _noise(self, like: Tensor, anchor: int) -> Tensor:
+        # By iteration, so that runs of different `skip` share the noise of the iterations they share.
+        return self.noise.draw(like, "swap", anchor * self.settings.skip)
+
+    def _cells(self, grid: Sequence[int]) -> Tensor:
+        size = grid[0] * self.multiple, grid[1] * self.multiple
+        return cell_mask(self.boxes, size, tuple(grid), tuple(grid), (0, 0, *grid))[:, None].float()
+
+    def _show(self, z: Tensor) -> None:
+        self.done += 1
+        self._progress(self.done - 1, z, z, self.total)
