@@ -1,4 +1,4 @@
-"""How far a gradient moves the estimate of the clean picture, in the sampler's space x = z sqrt(1 + sigma^2)."""
+"""How far a gradient moves the clean estimate, x0 + move, in the sampler's space x = z sqrt(1 + sigma^2)."""
 
 import torch
 from torch import Tensor
@@ -10,24 +10,23 @@ def finite_samples(gradient: Tensor) -> tuple[Tensor, Tensor]:
     return torch.where(_column(kept, gradient), gradient, torch.zeros_like(gradient)), kept
 
 
-def normalised_step(x: Tensor, denoised: Tensor, gradient: Tensor, strength: float) -> Tensor:
+def normalised_move(x: Tensor, denoised: Tensor, gradient: Tensor, strength: float) -> Tensor:
     """Spin, eq. 6 with the strength as a share of the noise, per sample: eps + s g |eps| / (|g| + 1e-8).
 
-    x, denoised, gradient = dL/dx: (B, ...). Returns the guided x0 = x - sigma eps, in which sigma cancels.
+    x, denoised, gradient = dL/dx: (B, ...). In x0 = x - sigma eps the sigma cancels.
     """
-    length = _norm(x - denoised) / (_norm(gradient) + 1e-8)
-    return denoised - strength * length * gradient
+    return -strength * gradient * _norm(x - denoised) / (_norm(gradient) + 1e-8)
 
 
-def score_step(denoised: Tensor, gradient: Tensor, sigma: Tensor, strength: float) -> Tensor:
-    """Blended Diffusion, algorithm 3: eps + s sqrt(1 - abar) dL/dz, so x0 - s sigma^2 dL/dx. sigma: (B,)."""
-    return denoised - strength * _column(sigma, gradient) ** 2 * gradient
+def score_move(gradient: Tensor, sigma: Tensor, strength: float) -> Tensor:
+    """Blended Diffusion, algorithm 3: eps + s sqrt(1 - abar) dL/dz, so -s sigma^2 dL/dx. sigma: (B,)."""
+    return -strength * _column(sigma, gradient) ** 2 * gradient
 
 
-def noise_step(denoised: Tensor, gradient: Tensor, sigma: Tensor, strength: float) -> Tensor:
-    """Spin, eq. 6 as printed: eps + s dL/dz, so x0 - s sigma sqrt(1 + sigma^2) dL/dx. sigma: (B,)."""
+def noise_move(gradient: Tensor, sigma: Tensor, strength: float) -> Tensor:
+    """Spin, eq. 6 as printed: eps + s dL/dz, so -s sigma sqrt(1 + sigma^2) dL/dx. sigma: (B,)."""
     sigma = _column(sigma, gradient)
-    return denoised - strength * sigma * (1 + sigma**2).sqrt() * gradient
+    return -strength * sigma * (1 + sigma**2).sqrt() * gradient
 
 
 def _norm(x: Tensor) -> Tensor:

@@ -46,3 +46,24 @@ def cut_out(pictures: Tensor, mask: Tensor, size: int, outside: str = "grey") ->
         for one, its in zip(shown, mask, strict=True)
     ]
     return torch.cat(parts)
+
+
+def masked_view(pictures: Tensor, mask: Tensor, size: int, view: str) -> Tensor:
+    """The picture and its mask as fourth channel, (B, 4, size, size), for warping both alike. Differentiable.
+
+    pictures: (B, 3, H, W) in [0, 1]. mask: (B or 1, H, W). view: `masked` squeezes the whole picture into the square,
+    `crop` takes the square around the mask, where a small place fills CLIP's input.
+    """
+    mask = mask.expand(len(pictures), -1, -1)
+    if view == "masked":
+        return torch.cat([_resized(pictures, size, "bicubic"), _resized(mask[:, None], size, "bilinear")], 1)
+    parts = []
+    for one, its in zip(pictures, mask, strict=True):
+        box = square_box(its)
+        picture = _resized(cut_square(one, box, GREY)[None], size, "bicubic")
+        parts.append(torch.cat([picture, _resized(cut_square(its[None], box, 0.0)[None], size, "bilinear")], 1))
+    return torch.cat(parts)
+
+
+def _resized(x: Tensor, size: int, mode: str) -> Tensor:
+    return interpolate(x, (size, size), mode=mode, antialias=True)

@@ -18,7 +18,7 @@ class Decoder:
     """Decodes latents of the sampler's scale, differentiably.
 
     patcher: what the host has to load before a call; its `.model` is what gradient_phase has to normalise.
-    Called with (B, C, h, w); gives (B, 3, H, W), about [-1, 1], fp32 and not clamped.
+    Called with (B, C, h, w); gives (B, 3, H, W), about [-1, 1], not clamped, fp32 or better.
     """
 
     def __init__(self, patcher: comfy.model_patcher.ModelPatcher, decode: Callable[[Tensor], Tensor]) -> None:
@@ -26,7 +26,8 @@ class Decoder:
         self._decode = decode
 
     def __call__(self, latent: Tensor) -> Tensor:
-        return self._decode(latent).float()
+        pictures = self._decode(latent)
+        return pictures.to(torch.promote_types(pictures.dtype, torch.float32))
 
 
 def full_decoder(vae: comfy.sd.VAE, latent_format: comfy.latent_formats.LatentFormat) -> Decoder:

@@ -1,0 +1,150 @@
+"""Guidance of any sampler by a loss on the estimate of the clean latent: a MODEL patch, one UNet forward a step."""
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+from torch import Tensor, nn
+
+from ..guidance.normalised import finite_samples, normalised_move
+from .gradients import control_models, gradient_phase, ordinary, plain_attention, static_patcher
+from .models import prediction_kind
+
+# A power of two: it keeps half precision from rounding small gradients to 0 and cancels without a trace.
+_LOSS_SCALE = 1024.0
+# The activations kept for backward against what the host reserves for a plain step.
+_MEMORY_FACTOR = {"exact": 6, "fast": 3}
+
+Loss = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+RawMove = Callable[[Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True)
+class Guidance:
+    """What to guide by.
+
+    name: for messages, and to tell one patch from another. loss: (denoised, x, sigma (B,), seed) in the sampler's space
+    to (B,), called with autograd on. raw_move: (gradient, sigma, strength) to the estimate's move, None for a
+    strength normalised per sample. mode: `exact` differentiates through the UNet, `fast` takes its noise as
+    constant. patchers: the loss's own models, loaded together with the UNet.
+    """
+
+    name: str
+    loss: Loss
+    strength: float
+    raw_move: RawMove | None
+    mode: str
+    start_percent: float
+    end_percent: float
+    patchers: Sequence[ModelPatcher]
+
+
+def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
+    """A clone of the model that follows the guidance in every sampler. Strength 0 leaves the clone without a patch.
+
+    Several guidances on one model add up and share its forward. Raises ValueError for models without
+    variance-preserving noise.
+    """
+    prediction_kind(model)
+    if guidance.start_percent >= guidance.end_percent:
+        raise ValueError(f"{guidance.name}: start_percent has to be less than end_percent.")
+    if guidance.strength == 0:
+        return model.clone()
+    guided = static_patcher(model) if guidance.mode == "exact" else model.clone()
+    key = f"inlay.{guidance.name}.{len(guided.additional_models)}"
+    guided.set_additional_models(key, list(guidance.patchers))
+
+    def reserve(executor, patcher, noise_shape, conds, *args, **kwargs):
+        shape = [noise_shape[0] * _MEMORY_FACTOR[guidance.mode], *noise_shape[1:]]
+        if guidance.mode == "exact":
+            kwargs["force_full_load"] = True
+        return executor(patcher, shape, conds, *args, **kwargs)
+
+    def predict(executor, x, timestep, model_options=None, seed=None):
+        model_options = model_options or {}
+        if not _active(executor.class_obj.inner_model.model_sampling, timestep, guidance):
+            return executor(x, timestep, model_options, seed)
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        step = _exact if guidance.mode == "exact" else _fast
+        return step(executor, x, timestep, model_options, seed, guidance)
+
+    guided.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, reserve)
+    guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict)
+    return guided
+
+
+def _active(sampling: Any, timestep: Tensor, guidance: Guidance) -> bool:
+    sigma = float(timestep.flatten()[0])
+    first, last = (float(sampling.percent_to_sigma(it)) for it in (guidance.start_percent, guidance.end_percent))
+    return last <= sigma <= first
+
+
+def _exact(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None, guidance: Guidance) -> Tensor:
+    guider = executor.class_obj
+    shared = x.requires_grad
+    nets = [guider.inner_model, *control_models(guider.conds), *_nets(guidance)]
+    with gradient_phase(*nets):
+        guider.conds = ordinary(guider.conds)
+        # Inside another guidance's gradient the input is already a leaf of its graph.
+        leaf = x if shared else x.detach().clone().requires_grad_()
+        sigma = timestep.detach().clone()
+        try:
+            denoised = executor(leaf, sigma, plain_attention(model_options), seed)
+        except RuntimeError as error:
+            if "Inference tensors cannot be saved" not in str(error):
+                raise
+            raise ValueError(_no_gradient(guidance)) from error
+        if not denoised.requires_grad:
+            raise ValueError(_no_gradient(guidance))
+        gradient = _gradient(guidance, denoised, leaf, sigma, seed, retain=shared)
+        return _moved(guidance, leaf, denoised if shared else denoised.detach(), gradient, sigma)
+
+
+def _fast(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None, guidance: Guidance) -> Tensor:
+    denoised = executor(x, timestep, model_options, seed)
+    with gradient_phase(*_nets(guidance)):
+        leaf = x.detach().clone().requires_grad_()
+        sigma = timestep.detach().clone()
+        noise = leaf.detach() - denoised.detach()
+        gradient = _gradient(guidance, leaf - noise, leaf, sigma, seed, retain=False)
+        return _moved(guidance, leaf, denoised, gradient, sigma)
+
+
+def _nets(guidance: Guidance) -> list[nn.Module]:
+    return [patcher.model for patcher in guidance.patchers]
+
+
+def _gradient(
+    guidance: Guidance, denoised: Tensor, leaf: Tensor, sigma: Tensor, seed: int | None, retain: bool
+) -> Tensor:
+    """dL/dx, fp32; 0 for samples where it is not finite."""
+    loss = guidance.loss(denoised, leaf, sigma, seed).sum() * _LOSS_SCALE
+    (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=retain)
+    gradient, kept = finite_samples(gradient.float() / _LOSS_SCALE)
+    if not kept.all():
+        logging.warning(
+            f"{guidance.name}: the gradient of {int((~kept).sum())} of {len(kept)} pictures is not finite at sigma "
+            f"{float(sigma[0]):.4g}. They are not guided in this step."
+        )
+    return gradient
+
+
+def _moved(guidance: Guidance, x: Tensor, denoised: Tensor, gradient: Tensor, sigma: Tensor) -> Tensor:
+    """The guided estimate. Within another guidance's graph the move counts as a constant."""
+    if guidance.raw_move is None:
+        move = normalised_move(x.detach(), denoised.detach(), gradient, guidance.strength)
+    else:
+        move = guidance.raw_move(gradient, sigma, guidance.strength)
+    return denoised + move.to(denoised.dtype)
+
+
+def _no_gradient(guidance: Guidance) -> str:
+    return (
+        f"{guidance.name}: another node on this model lets no gradient through the UNet. "
+        "Set mode to fast, or remove that node."
+    )
