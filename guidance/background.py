@@ -43,10 +43,11 @@ def blend(x: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
 def mask_cells(mask: Tensor, height: int, width: int) -> Tensor:
     """A picture's mask on latents of height x width cells, (B, 1, height, width).
 
-    mask: (B, H, W), 1 = generate. A size that is no multiple of the cell is padded as Invert Image pads pictures, or
+    mask: (H, W) or (B, H, W), 1 = generate. A size that is no multiple of the cell is padded as Invert Image pads pictures, or
     cut in the middle as the host's VAE Encode cuts them. Raises ValueError for another aspect.
     """
     h, w = mask.shape[-2:]
+    mask = fit_mask(mask, h, w)
     cell = 2 ** max(0, round(log2(h / height)))  # every VAE halves
     if (-(-h // cell), -(-w // cell)) == (height, width):
         mask = pad(mask[:, None], (0, width * cell - w, 0, height * cell - h), mode="replicate")[:, 0]
@@ -55,4 +56,4 @@ def mask_cells(mask: Tensor, height: int, width: int) -> Tensor:
         mask = mask[:, top : top + height * cell, left : left + width * cell]
     else:
         mask = fit_mask(mask, height * cell, width * cell)
-    return latent_mask(mask.float().clamp(0, 1), height, width)
+    return latent_mask(mask, height, width)

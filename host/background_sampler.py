@@ -148,7 +148,8 @@ class _Plan:
             clean = self._clean(model, x).expand_as(x)
             at = renoised(clean, self._noise(x, extra_args))
         shape_mask = extra_args.get("model_options", {}).get("denoise_mask_function")
-        return _Kept(at, clean, mask, model.inner_model, sigmas, shape_mask, self.level_offset)
+        # UniPC writes into the sigmas that it is given.
+        return _Kept(at, clean, mask, model.inner_model, sigmas.clone(), shape_mask, self.level_offset)
 
     def _clean(self, model: HostModel, x: Tensor) -> Tensor:
         return _fit_rows(model.inner_model.inner_model.process_latent_in(self.latent.to(x)), x, "background")
