@@ -13,6 +13,7 @@ _MODULES: tuple[str, ...] = (
     "paste",
     "saliency",
     "boxes",
+    "clip_guidance",
 )
 
 
