@@ -143,9 +143,11 @@ class Paint(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(
-                    display_name="images", tooltip="Candidate after candidate, each with all pictures of the batch."
+                    "images",
+                    display_name="images",
+                    tooltip="Candidate after candidate, each with all pictures of the batch.",
                 ),
-                io.Latent.Output(display_name="latent", tooltip="Their latents, before the paste."),
+                io.Latent.Output("latent", display_name="latent", tooltip="Their latents, before the paste."),
             ],
         )
 

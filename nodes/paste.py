@@ -35,9 +35,15 @@ class PasteBack(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The original with the edit in it."),
                 io.Image.Output(
-                    display_name="seam", tooltip="The mask's border in red, brighter where the picture jumps there."
+                    "image",
+                    display_name="image",
+                    tooltip="The original with the edit in it.",
+                ),
+                io.Image.Output(
+                    "seam",
+                    display_name="seam",
+                    tooltip="The mask's border in red, brighter where the picture jumps there.",
                 ),
             ],
         )

@@ -1,7 +1,7 @@
 """The paint job on the tiny models, against the host's own sampling."""
 
 import os
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import comfy.model_management
 import comfy.sample
@@ -14,6 +14,7 @@ from inlay.host import candidates, painting
 from inlay.host.inpaint_channels import inpaint_channels
 from inlay.host.inversion import invert_image
 from inlay.host.painting import PaintSettings, paint
+from inlay.nodes.paint import Paint
 
 from nodes import InpaintModelConditioning
 
@@ -294,6 +295,19 @@ def test_bad_input_is_one_clear_sentence(job, tiny):
     broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * torch.nan)
     with pytest.raises(ValueError, match="Sampling ended in values that are not numbers"):
         job(replace(FEW, background="none"), model=broken)
+
+
+def test_the_node_hands_over_every_setting(tiny, encode, job):
+    schema = Paint.define_schema()
+    names = [field.name for field in fields(PaintSettings)]
+    widgets = {socket.id: socket.default for socket in schema.inputs if hasattr(socket, "default")}
+    defaults = {name: widgets[name] for name in names}
+    assert PaintSettings(**defaults) == PaintSettings()
+    few = {**defaults, "steps": 2, "inversion_steps": 2, "seed": 7, "paste": "exact"}
+    images, latent = Paint.execute(
+        tiny.model, encode("a red star on a beach"), encode(""), tiny.vae, scene(), box(), **few
+    ).result
+    assert torch.equal(images, job()[0]) and latent["samples"].shape == (1, 4, 8, 9)
 
 
 def test_the_source_model_is_untouched(job, tiny, sample):
