@@ -1,0 +1,95 @@
+"""The `evaluate` command: a quality suite on the demo world, with intervals, claims and a contact sheet."""
+
+import argparse
+import os
+import shutil
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..demo.training.pictures import SEEDS
+from ..demo.weights import PARTS, WeightsError, file_hash, weights_path
+from .machine import describe_machine
+from .records import Records
+from .report import as_text, build_report, to_line, write_report
+from .sheet import compose_sheet
+from .study import Study, Suite
+from .suites import MODULES, load_suite
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = Path(__file__).resolve().parent / "reports"
+
+
+def main(argv: Sequence[str]) -> int:
+    """SUITE [--seeds N] [--full] [--out DIR]: prints a table and, as the last line, the report in JSON."""
+    parser = argparse.ArgumentParser("dev.py evaluate", description=__doc__)
+    parser.add_argument("suite", help=f"one of {', '.join(MODULES)}, or all")
+    parser.add_argument("--seeds", type=int, help="how many seeds instead of the suite's own number")
+    parser.add_argument("--full", action="store_true", help="the published size; resumes, ends in evaluation/reports")
+    parser.add_argument("--out", type=Path, default=ROOT / "out" / "evaluate", help="folder of what is measured")
+    parser.add_argument("--tuning", action="store_true", help="the seeds for choosing options, never for reports")
+    options = parser.parse_args(argv)
+    names = list(MODULES) if options.suite == "all" else [options.suite]
+    try:
+        for problem in _problems(options, names):
+            raise ValueError(problem)
+        reports = [_evaluate(load_suite(name), options) for name in names]
+    except (WeightsError, ValueError, OSError) as error:
+        print(f"dev.py evaluate: {error}", file=sys.stderr)
+        return 1
+    print(to_line(reports[0] if len(reports) == 1 else {"suite": "all", "reports": reports}))
+    return 0
+
+
+def _problems(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
+    found = [
+        f"There is no suite {name!r}: choose one of {', '.join([*MODULES, 'all'])}."
+        for name in names
+        if name not in MODULES
+    ]
+    if options.seeds is not None and options.seeds < 2:
+        found.append("--seeds must be at least 2: an interval needs more than one seed.")
+    if options.tuning and options.full:
+        found.append("--full reports held-out seeds: leave out --tuning.")
+    return found
+
+
+def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
+    count = options.seeds or (suite.full_seeds if options.full else suite.seeds)
+    first = SEEDS["tuning" if options.tuning else "held-out"]
+    folder = options.out / suite.name / ("full" if options.full else "tuning" if options.tuning else "short")
+    if not options.full:
+        shutil.rmtree(folder, ignore_errors=True)
+    seeds = range(first, first + count)
+    study = Study(suite.name, seeds, Records(folder / "measured.jsonl", fingerprint(suite.name)), folder)
+    print(f"{suite.name}: {count} seeds", file=sys.stderr, flush=True)
+    suite.run(study)
+    report_path, sheet_path = folder / "report.json", folder / "sheet.jpg"
+    if options.full:
+        report_path, sheet_path = REPORTS / f"{suite.name}.json", REPORTS / f"{suite.name}.jpg"
+    sheet_path.parent.mkdir(parents=True, exist_ok=True)
+    compose_sheet(folder / "tiles", suite.columns, min(study.shown, count)).save(sheet_path, quality=88)
+    report = build_report(
+        suite.name,
+        seeds,
+        describe_machine(),
+        study.records.seconds,
+        study.records.table(seeds),
+        suite.claims,
+        suite.contrasts,
+        [_shown(report_path), _shown(sheet_path)],
+    )
+    write_report(report, report_path)
+    print(as_text(report), flush=True)
+    return report
+
+
+def fingerprint(suite: str) -> str:
+    """What measurements depend on beside the code: the weights, all of them."""
+    hashes = [file_hash(weights_path(part))[:12] for part in PARTS if weights_path(part).exists()]
+    return " ".join([suite, *hashes])
+
+
+def _shown(path: Path) -> str:
+    """Relative to the checkout, or as given where it lies elsewhere."""
+    return os.path.relpath(path, ROOT) if path.resolve().is_relative_to(ROOT) else str(path)

@@ -1,0 +1,109 @@
+"""Every suite from end to end on random weights: the report's shape, resuming, and what must hold whatever the weights."""
+
+import json
+import math
+
+import pytest
+from PIL import Image
+
+import inlay.evaluation as evaluation
+from inlay.evaluation.suites import MODULES, demo_models, load_suite, text_paint
+
+SMALL = {"STEPS": 2, "INVERSION_STEPS": 2, "BATCH": 2}
+
+
+@pytest.fixture
+def small(random_world, monkeypatch, tmp_path):
+    for module in (demo_models, text_paint):
+        for name, value in SMALL.items():
+            monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(demo_models, "GROUP", 2)
+    monkeypatch.setattr(evaluation, "REPORTS", tmp_path / "reports")
+    return tmp_path
+
+
+def evaluate(capsys, *arguments):
+    assert evaluation.main([str(argument) for argument in arguments]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def check_schema(report, suite, seeds, expected_claims):
+    assert set(report) == {"suite", "seeds", "machine", "seconds", "rows", "claims", "files"}
+    assert report["suite"] == suite and report["seeds"] == seeds and report["seconds"] > 0
+    for row in report["rows"]:
+        for metric in set(row) - {"name", "n"}:
+            cell = row[metric]
+            assert math.isfinite(cell["mean"])
+            if cell["ci95"] is not None:
+                assert cell["ci95"][0] <= cell["mean"] + 1e-4 and cell["mean"] - 1e-4 <= cell["ci95"][1]
+    assert [claim["id"] for claim in report["claims"]] == expected_claims
+    assert all(set(claim) == {"id", "text", "value", "ci95", "holds"} for claim in report["claims"])
+
+
+def test_text_paint(small, capsys):
+    report = evaluate(capsys, "text-paint", "--seeds", 2, "--out", small)
+    check_schema(report, "text-paint", 2, ["background-exact", "arg-over-background", "arg-over-masked-output"])
+    rows = {row["name"]: row for row in report["rows"]}
+    assert {text_paint.HOST, *text_paint.INLAY} <= set(rows)
+    # True of any weights: the paste is exact, and too few seeds decide nothing.
+    assert all(rows[name]["background exact"]["mean"] == 1 for name in text_paint.INLAY)
+    assert [claim["holds"] for claim in report["claims"]] == [None] * 3
+    folder = small / "text-paint" / "short"
+    # The guidance reaches the pictures at all, and each form gives others.
+    measured = json.loads((folder / "measured.jsonl").read_text().splitlines()[1])["measured"]
+    scores = {row: values["tiny CLIP text"] for row, _, values in measured if row in text_paint.INLAY}
+    assert len(set(scores.values())) == len(text_paint.INLAY)
+    assert json.loads((folder / "report.json").read_text()) == report
+    with Image.open(folder / "sheet.jpg") as sheet:
+        assert sheet.width > sheet.height
+
+
+def test_demo_models_resume_in_full(small, capsys, monkeypatch):
+    arguments = ("demo-models", "--full", "--seeds", 2, "--out", small)
+    expected = [claim.id for claim in demo_models.CLAIMS]
+    first = evaluate(capsys, *arguments)
+    check_schema(first, "demo-models", 2, expected)
+    assert json.loads((small / "reports" / "demo-models.json").read_text()) == first
+    assert (small / "reports" / "demo-models.jpg").exists()
+
+    # Nothing is measured again, after a stop in the middle only what is missing.
+    record = small / "demo-models" / "full" / "measured.jsonl"
+    lines = record.read_text().splitlines()
+    asked = []
+    for name in ("_pictures", "_retrieval", "_one_object", "_two_objects", "_inversion", "_inpainting"):
+        real = getattr(demo_models, name)
+        monkeypatch.setattr(demo_models, name, lambda *args, real=real, name=name: asked.append(name) or real(*args))
+    again = evaluate(capsys, *arguments)
+    assert asked == [] and again == first
+    record.write_text("\n".join(lines[:-1]) + "\n" + lines[-1][:40])
+    repeated = evaluate(capsys, *arguments)
+    assert asked == ["_inpainting"]
+    assert repeated["rows"] == first["rows"]
+
+
+def test_every_suite_is_one_file_that_defines_itself():
+    for name in MODULES:
+        suite = load_suite(name)
+        assert suite.name == name and suite.seeds < suite.full_seeds and suite.claims
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["colour"], "There is no suite 'colour': choose one of demo-models, text-paint, all."),
+        (["text-paint", "--seeds", "1"], "--seeds must be at least 2"),
+        (["text-paint", "--full", "--tuning"], "leave out --tuning"),
+    ],
+)
+def test_bad_arguments_are_one_sentence(arguments, sentence, capsys):
+    assert evaluation.main(arguments) == 1
+    error = capsys.readouterr().err
+    assert sentence in error and error.count("\n") == 1
+
+
+def test_missing_weights_are_one_sentence(monkeypatch, tmp_path, capsys):
+    from inlay.demo import weights
+
+    monkeypatch.setattr(weights, "FOLDER", tmp_path / "none")
+    assert evaluation.main(["demo-models", "--out", str(tmp_path)]) == 1
+    assert "Train it with" in capsys.readouterr().err
