@@ -43,8 +43,8 @@ def blend(x: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
 def mask_cells(mask: Tensor, height: int, width: int) -> Tensor:
     """A picture's mask on latents of height x width cells, (B, 1, height, width).
 
-    mask: (H, W) or (B, H, W), 1 = generate. A size that is no multiple of the cell is padded as Invert Image pads pictures, or
-    cut in the middle as the host's VAE Encode cuts them. Raises ValueError for another aspect.
+    mask: (H, W) or (B, H, W), 1 = generate. A size that is no multiple of the cell is padded as Invert Image pads
+    pictures, or cut in the middle as the host's VAE Encode cuts them. Raises ValueError for another aspect.
     """
     h, w = mask.shape[-2:]
     mask = fit_mask(mask, h, w)

@@ -116,7 +116,8 @@ class _Plan:
     ) -> Tensor:
         if self.sampler is not None:
             steps, options = self.sampler.sampler_function, self.sampler.extra_options
-            return steps(model, x, sigmas, extra_args=extra_args, callback=callback, disable=disable, **options)
+            own = sigmas.clone()  # UniPC writes into them
+            return steps(model, x, own, extra_args=extra_args, callback=callback, disable=disable, **options)
         rows = x.new_ones(len(x))
 
         def on_step(index: int, x: Tensor, denoised: Tensor) -> None:
@@ -148,8 +149,7 @@ class _Plan:
             clean = self._clean(model, x).expand_as(x)
             at = renoised(clean, self._noise(x, extra_args))
         shape_mask = extra_args.get("model_options", {}).get("denoise_mask_function")
-        # UniPC writes into the sigmas that it is given.
-        return _Kept(at, clean, mask, model.inner_model, sigmas.clone(), shape_mask, self.level_offset)
+        return _Kept(at, clean, mask, model.inner_model, sigmas, shape_mask, self.level_offset)
 
     def _clean(self, model: HostModel, x: Tensor) -> Tensor:
         return _fit_rows(model.inner_model.inner_model.process_latent_in(self.latent.to(x)), x, "background")
