@@ -8,9 +8,12 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..attention.boxes import Box
-from ..attention.concept_region import cell_mask, insert_concept
+from ..attention.concept_region import cell_mask, insert_concept, mask_boxes, single_boxes
+from ..guidance.masks import fit_mask
 from .area_conds import PLACES, add_places
 from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid_of, require_unet
+
+OUTSIDES = ("ca", "raw")
 
 # In the dict that the patches of one block call share: the first region of the call, and the queries already given
 # to a concept.
@@ -47,6 +50,26 @@ def concept_region(
     patched.set_model_attn2_patch(region.enter)
     patched.set_model_attn2_output_patch(region.leave)
     return patched
+
+
+def add_concept_region(
+    model: ModelPatcher, concept: list, mask: Tensor, bbox: Box | Sequence | None = None, outside: str = "ca"
+) -> ModelPatcher:
+    """`concept_region` from what sockets carry. concept: CONDITIONING. mask: (B, H, W), its bounding box is the region;
+    bbox: instead of it, in the mask's pixels. Raises ValueError for an empty mask, a box outside of it, and where
+    there is not exactly one text and one box a picture.
+    """
+    if len(concept) != 1:
+        raise ValueError(
+            f"The concept holds {len(concept)} texts where one is needed. Encode the phrase alone, without combining."
+        )
+    mask = fit_mask(mask, *mask.shape[-2:])
+    if bbox is None:
+        boxes = mask_boxes(mask)
+    else:
+        listed = not isinstance(bbox, dict) and any(not isinstance(one, dict) for one in bbox)
+        boxes = single_boxes(bbox, len(bbox) if listed else 1, *mask.shape[-2:])
+    return concept_region(model, concept[0][0].split(1), boxes, tuple(mask.shape[-2:]), outside)
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:

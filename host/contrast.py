@@ -2,15 +2,31 @@
 
 import comfy.samplers
 import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..guidance.contrastive import patch_nce
 from .branches import Forward
-from .gradients import gradient_phase, ordinary, plain_attention
+from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .unet_blocks import grid_of, with_patches
 
 # Half precision would lose the small gradients of a loss of order 1.
 LOSS_SCALE = 1024.0
+# The activations kept for backward against what the host reserves for a forward.
+MEMORY_FACTOR = 6
+
+
+def with_backward(model: ModelPatcher) -> ModelPatcher:
+    """A clone that the host loads fully, with room for the activations of a backward pass."""
+
+    def reserve(executor, patcher, noise_shape, conds, *args, **kwargs):
+        shape = [noise_shape[0] * MEMORY_FACTOR, *noise_shape[1:]]
+        return executor(patcher, shape, conds, *args, **{**kwargs, "force_full_load": True})
+
+    patched = static_patcher(model)
+    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "inlay_contrast", reserve)
+    return patched
 
 
 def contrast_gradient(
@@ -19,6 +35,7 @@ def contrast_gradient(
     """d/d(target) of PatchNCE, summed over the decoder's self-attention outputs of the conditional rows.
 
     target, source: (B, C, h, w), noised alike; the forward's first text is the source's, the second the target's.
+    Raises ValueError where another pack's patch lets no gradient through.
     """
     features: list[tuple[Tensor, int, int]] = []
 
@@ -40,5 +57,11 @@ def contrast_gradient(
         for kept, height, width in features:
             of_source, of_target = kept.chunk(2)
             losses.append(patch_nce(of_target, of_source, height, width, generator))
-        (gradient,) = torch.autograd.grad(LOSS_SCALE * torch.stack(losses).sum(), latent)
+        loss = LOSS_SCALE * torch.stack(losses).sum()
+        if not loss.requires_grad:
+            raise ValueError(
+                "The method cds needs a gradient through the model, and a patch on it lets none through. "
+                "Remove that patch, or use another method."
+            )
+        (gradient,) = torch.autograd.grad(loss, latent)
     return gradient / LOSS_SCALE

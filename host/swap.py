@@ -20,8 +20,7 @@ from ..guidance.paste import paste_back
 from .branches import Forward, inside_sampling, require_same_family
 from .cancelled import keep_pictures
 from .concept_region_patch import concept_region
-from .contrast import contrast_gradient
-from .gradients import static_patcher
+from .contrast import contrast_gradient, with_backward
 from .models import prediction_kind
 from .pictures import decode_picture, encode_picture
 from .progress import steps_progress
@@ -30,6 +29,8 @@ from .unet_blocks import require_unet
 
 PASTES = ("exact", "feather", "none")
 TIMESTEPS = ("random", "ladder", "unsorted")
+BGM = ("auto", "on", "off")
+SECR = ("auto", "both", "source", "target", "off")
 
 
 @dataclass(frozen=True)
@@ -46,8 +47,8 @@ class SwapTexts:
 @dataclass(frozen=True)
 class SwapSettings:
     """method: of guidance.distillation.METHODS. skip: SSGU's lambda, updates a gradient. timesteps: of TIMESTEPS,
-    within t_min..t_max. bgm: on, off or auto, as the method. secr: both, source, target, off or auto, as the method.
-    outside: ca or raw, SECR's. contrast: CDS's weight. paste: of PASTES; feather: pixels inside the box.
+    within t_min..t_max. bgm: of BGM, secr: of SECR; auto is the method's own. outside: ca or raw, SECR's. contrast:
+    CDS's weight. paste: of PASTES; feather: pixels inside the box.
     """
 
     method: str = "instantswap"
@@ -132,7 +133,7 @@ class _Swap:
         require_same_family(model, target_model)
         self.method, self.settings, self.boxes, self.multiple = METHODS[settings.method], settings, boxes, multiple
         self.apart = self.method.source and target_model is not model
-        self.models = model, static_patcher(target_model) if self.method.contrast else target_model
+        self.models = model, with_backward(target_model) if self.method.contrast else target_model
         encoded = {text: encode_text(clip, text) for text in set(vars(texts).values())}
         self.prompts = encoded[texts.source], encoded[texts.target]
         self.phrases = encoded[texts.source_concept][0][0], encoded[texts.target_concept][0][0]

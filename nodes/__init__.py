@@ -13,6 +13,8 @@ _MODULES: tuple[str, ...] = (
     "paste",
     "saliency",
     "boxes",
+    "concept_region",
+    "swap",
     "clip_guidance",
 )
 

@@ -338,3 +338,38 @@ def test_bad_input_says_what_to_do(swap, tiny, mask, picture, monkeypatch):
     broken = tiny.model.clone()
     broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * float("nan"))
     fails("not numbers .update 1 of 10", model=broken)
+
+    opaque = tiny.model.clone()
+    opaque.set_model_unet_function_wrapper(
+        lambda apply, args: apply(args["input"].detach(), args["timestep"], **args["c"])
+    )
+    fails("lets none through", model=opaque, settings=replace(QUICK, method="cds"))
+
+
+def defaults(node):
+    sockets = node.define_schema().inputs
+    return {it.id: it.default for it in sockets if hasattr(it, "default") and not it.as_dict().get("forceInput")}
+
+
+def test_the_nodes_pass_on_what_they_take(swap, tiny, encode, picture, mask, sample):
+    from inlay.nodes.concept_region import ConceptRegion
+    from inlay.nodes.swap import Swap
+
+    given = defaults(Swap)
+    settings = SwapSettings(**{name: given[name] for name in vars(SwapSettings()) if name in given})
+    assert settings == SwapSettings() and set(vars(settings)) <= set(given)
+    texts = {"source_prompt": TEXTS.source, "target_prompt": TEXTS.target}
+    texts |= {"source_concept": TEXTS.source_concept, "target_concept": TEXTS.target_concept, "negative": ""}
+    models = {"model": tiny.model, "clip": tiny.clip, "vae": tiny.vae, "image": picture, "mask": mask}
+    result = Swap.execute(**{**given, **models, **texts, "iterations": 10, "seed": 3}).result
+    want = swap()
+    assert torch.equal(result[0], want[0]) and torch.equal(result[1]["samples"], want[1]["samples"])
+
+    concept = encode("blue robot")
+    (patched,) = ConceptRegion.execute(tiny.model, concept, mask, "raw").result
+    (boxed,) = ConceptRegion.execute(tiny.model, concept, torch.ones(1, 64, 72), "raw", bbox=[[BOX]]).result
+    wanted = concept_region(tiny.model, [concept[0][0]], [BOX], (64, 72), "raw")
+    first, second, third = (sample(one, steps=1, size=(8, 9)) for one in (patched, boxed, wanted))
+    assert torch.equal(first, second) and torch.equal(first, third)
+    with pytest.raises(ValueError, match="holds 2 texts where one is needed"):
+        ConceptRegion.execute(tiny.model, [*concept, *concept], mask, "ca")
