@@ -118,7 +118,8 @@ def paint(
         trajectory, _ = invert_latent(model, latent, height, width, empty, steps=settings.inversion_steps)
 
     # The host adds the latent to the noise at the highest level too; in the mask that would show the old content.
-    start = latent * (1 - latent_mask(padded, *latent.shape[-2:])) if from_noise else latent
+    inside = latent_mask(padded, *latent.shape[-2:]).to(latent)
+    start = latent * (1 - inside) if from_noise else latent
 
     def finish(samples: Tensor) -> Tensor:
         picture = decode_picture(vae, samples, height, width).to(image)
