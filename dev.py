@@ -339,6 +339,11 @@ def main() -> int:
         return 130
     except OSError as error:
         say(f"dev.py: {error}.")
+    except ValueError as error:
+        # The pack's own errors are written for the user; any other is a bug, whose trace is wanted.
+        if not type(error).__module__.startswith("inlay."):
+            raise
+        say(f"dev.py: {error}")
     return 1
 
 

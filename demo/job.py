@@ -59,7 +59,7 @@ def main(arguments: list[str], comfyui: Path, workflow: Path = WORKFLOW, out: Pa
         print(f"dev.py demo: {str(error).removesuffix('.')}.", file=sys.stderr)
         return 1
     for name, value in {"seconds": f"{done - ready:.1f}", **figures}.items():
-        print(f"{name + ':':<32}{value}")
+        print(f"{name + ':':<36}{value}")
     print(*files, sep="\n")
     return 0
 

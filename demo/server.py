@@ -55,7 +55,7 @@ class Server:
     The server is stopped however the block ends. Raises ServerError if it does not come up within `patience` seconds.
     """
 
-    def __init__(self, comfyui: Path, cpu: bool = True, patience: float = 180, python: str = sys.executable) -> None:
+    def __init__(self, comfyui: Path, cpu: bool = True, patience: float = 300, python: str = sys.executable) -> None:
         self.comfyui, self.cpu, self.patience, self.python = Path(comfyui).resolve(), cpu, patience, python
         self._process: subprocess.Popen | None = None
 

@@ -117,3 +117,20 @@ def test_a_stop_reaches_the_job_once_and_its_code_comes_back(tmp_path, number, k
     kill(parent.pid, number)
     assert parent.wait(timeout=20) == 7
     assert seen.read_text() == "orderly"
+
+
+def test_the_packs_own_errors_need_no_trace(dev, monkeypatch, capsys):
+    class Missing(ValueError):
+        pass
+
+    def fail(arguments):
+        raise Missing("The weights are missing. Train them.")
+
+    monkeypatch.setattr(dev, "dispatch", fail)
+    monkeypatch.setattr(dev, "stop_in_order", lambda: None)
+    Missing.__module__ = "inlay.demo.weights"
+    assert dev.main() == 1
+    assert capsys.readouterr().err == "dev.py: The weights are missing. Train them.\n"
+    Missing.__module__ = "elsewhere"
+    with pytest.raises(Missing):
+        dev.main()

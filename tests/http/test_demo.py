@@ -48,7 +48,7 @@ def test_it_writes_pictures_and_tells_the_figures(started, comfyui, tmp_path, ca
     )
     patch = (slice(20, 44), slice(40, 72))
     # 0x336699 painted over with 0xCC0000: 153, 102 and 153 apart.
-    assert f"mean change inside the mask:    {(153 + 102 + 153) / 3:.1f}/255" in printed
+    assert f"mean change inside the mask:        {(153 + 102 + 153) / 3:.1f}/255" in printed
     assert "exact, bit for bit" in printed
     assert np.array_equal(difference, np.minimum(8 * abs(result - scene), 255))
     difference[patch] = 0
