@@ -141,11 +141,11 @@ class ClipLoss:
     perceptual: Callable[[Tensor, Tensor, Tensor], Tensor] | None
     options: ClipOptions
 
-    def __call__(self, denoised: Tensor, x: Tensor, sigma: Tensor, seed: int | None) -> Tensor:
+    def __call__(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         latent = mixed_estimate(denoised, x, sigma) if self.options.mix else denoised
         pictures = self.decoder(latent)
         mask = self.place.mask(pictures)
-        loss = self._distance(pictures, mask, _generator(seed, sigma))
+        loss = self._distance(pictures, mask, _generator(sigma))
         # The decoded picture is looked at once: a second decoding for x0 alone would double the cost of a step.
         if self.options.range_weight > 0:
             loss = loss + self.options.range_weight * range_loss(pictures)
@@ -192,7 +192,6 @@ def _perceptual(options: ClipOptions) -> Callable[[Tensor, Tensor, Tensor], Tens
     return distance
 
 
-def _generator(seed: int | None, sigma: Tensor) -> torch.Generator:
-    """Other views in each step, the same ones for every sample, chunk and run."""
-    step = round(float(sigma.flatten()[0]) * 2**16)
-    return torch.Generator().manual_seed(((seed or 0) * 1_000_003 + step) % 2**63)
+def _generator(sigma: Tensor) -> torch.Generator:
+    """Other views in each step, the same for every candidate however they are chunked: the sampler's seed is not."""
+    return torch.Generator().manual_seed(round(float(sigma.flatten()[0]) * 2**16))

@@ -20,7 +20,7 @@ _LOSS_SCALE = 1024.0
 # The activations kept for backward against what the host reserves for a plain step.
 _MEMORY_FACTOR = {"exact": 6, "fast": 3}
 
-Loss = Callable[[Tensor, Tensor, Tensor, int | None], Tensor]
+Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RawMove = Callable[[Tensor, Tensor, float], Tensor]
 
 
@@ -28,8 +28,8 @@ RawMove = Callable[[Tensor, Tensor, float], Tensor]
 class Guidance:
     """What to guide by.
 
-    name: for messages, and to tell one patch from another. loss: (denoised, x, sigma (B,), seed) in the sampler's space
-    to (B,), called with autograd on. raw_move: (gradient, sigma, strength) to the estimate's move, None for a
+    name: for messages, and to tell one patch from another. loss: (denoised, x, sigma (B,)) in the sampler's space to
+    (B,), called with autograd on. raw_move: (gradient, sigma, strength) to the estimate's move, None for a
     strength normalised per sample. mode: `exact` differentiates through the UNet, `fast` takes its noise as
     constant. patchers: the loss's own models, loaded together with the UNet.
     """
@@ -101,7 +101,7 @@ def _exact(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int
             raise ValueError(_no_gradient(guidance)) from error
         if not denoised.requires_grad:
             raise ValueError(_no_gradient(guidance))
-        gradient = _gradient(guidance, denoised, leaf, sigma, seed, retain=shared)
+        gradient = _gradient(guidance, denoised, leaf, sigma, retain=shared)
         return _moved(guidance, leaf, denoised if shared else denoised.detach(), gradient, sigma)
 
 
@@ -111,7 +111,7 @@ def _fast(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int 
         leaf = x.detach().clone().requires_grad_()
         sigma = timestep.detach().clone()
         noise = leaf.detach() - denoised.detach()
-        gradient = _gradient(guidance, leaf - noise, leaf, sigma, seed, retain=False)
+        gradient = _gradient(guidance, leaf - noise, leaf, sigma, retain=False)
         return _moved(guidance, leaf, denoised, gradient, sigma)
 
 
@@ -119,11 +119,9 @@ def _nets(guidance: Guidance) -> list[nn.Module]:
     return [patcher.model for patcher in guidance.patchers]
 
 
-def _gradient(
-    guidance: Guidance, denoised: Tensor, leaf: Tensor, sigma: Tensor, seed: int | None, retain: bool
-) -> Tensor:
+def _gradient(guidance: Guidance, denoised: Tensor, leaf: Tensor, sigma: Tensor, retain: bool) -> Tensor:
     """dL/dx, fp32; 0 for samples where it is not finite."""
-    loss = guidance.loss(denoised, leaf, sigma, seed).sum() * _LOSS_SCALE
+    loss = guidance.loss(denoised, leaf, sigma).sum() * _LOSS_SCALE
     (gradient,) = torch.autograd.grad(loss, leaf, retain_graph=retain)
     gradient, kept = finite_samples(gradient.float() / _LOSS_SCALE)
     if not kept.all():

@@ -13,8 +13,9 @@ from inlay.host.clip_guidance_patch import ClipOptions, guide_by_clip
 from inlay.host.gradient_guidance import Guidance, guide
 from inlay.nodes.clip_guidance import ClipGuidance
 
-MASK = torch.zeros(1, 128, 144)
-MASK[:, 30:100, 40:120] = 1
+SIZE = (8, 10)
+MASK = torch.zeros(1, 64, 80)
+MASK[:, 15:50, 20:60] = 1
 MODES = pytest.mark.parametrize("mode", ["fast", "exact"])
 
 
@@ -44,7 +45,7 @@ def run(sample):
 
     def sampled(model, **options):
         with torch.inference_mode():
-            return sample(model, **{"steps": 2, **options})
+            return sample(model, **{"steps": 2, "size": SIZE, **options})
 
     return sampled
 
@@ -140,7 +141,7 @@ def test_the_move_follows_the_loss_downhill(tiny, run, mode, view):
             moved = x + sign * step * direction
             clean = plain(moved, sigma, model_options, seed) if mode == "exact" else moved - noise
             with torch.no_grad():
-                values.append(loss(clean, moved, sigma, seed))
+                values.append(loss(clean, moved, sigma))
         captured["slope"], captured["length"] = (values[0] - values[1]) / (2 * step), length
 
     run(observed(guided, look), steps=1)
@@ -161,17 +162,17 @@ def test_the_loss_has_the_gradient_of_its_differences_in_float64(tiny, monkeypat
     vae.vae_dtype = torch.float64
     vae.patcher = tiny.vae.patcher.clone()
     vae.patcher.model = copy.deepcopy(tiny.vae.first_stage_model).double()
-    image = torch.rand(1, 128, 144, 3)
+    image = torch.rand(1, 64, 80, 3)
     widgets = ClipOptions(strength=1.0, strength_unit="raw", augmentations=2, **weights)
     guided = guide_by_clip(tiny.model, vae, tiny.clip, tiny.clip_vision, "a red star", None, MASK, image, widgets)
     loss = find_loss(guided)
     generator = torch.Generator().manual_seed(0)
-    noise, direction = (torch.randn(1, 4, 16, 18, dtype=torch.float64, generator=generator) for _ in range(2))
+    noise, direction = (torch.randn(1, 4, *SIZE, dtype=torch.float64, generator=generator) for _ in range(2))
     sigma = torch.tensor([2.0], dtype=torch.float64)
     x = (0.5 * noise.flip(-1) + 2 * noise).requires_grad_()
-    (gradient,) = torch.autograd.grad(loss(x - 2 * noise, x, sigma, 7).sum(), x)
+    (gradient,) = torch.autograd.grad(loss(x - 2 * noise, x, sigma).sum(), x)
     with torch.no_grad():
-        values = [loss(x + h * direction - 2 * noise, x + h * direction, sigma, 7) for h in (1e-5, -1e-5)]
+        values = [loss(x + h * direction - 2 * noise, x + h * direction, sigma) for h in (1e-5, -1e-5)]
     quotient = (values[0] - values[1]) / 2e-5
     assert quotient.abs() > 1e-7
     torch.testing.assert_close((gradient * direction).sum()[None], quotient, rtol=1e-5, atol=1e-12)
@@ -196,7 +197,7 @@ def plain_guidance(loss, **options):
 
 @MODES
 def test_a_gradient_that_is_not_finite_is_skipped_for_its_sample_and_said(loaded, run, mode, caplog):
-    def loss(denoised, x, sigma, seed):
+    def loss(denoised, x, sigma):
         values = denoised.square().flatten(1).sum(1)
         return values / torch.tensor([0.0, 1.0])[: len(values)] * torch.tensor([0.0, 1.0])[: len(values)]
 
@@ -212,11 +213,11 @@ def test_a_gradient_that_is_not_finite_is_skipped_for_its_sample_and_said(loaded
 
 @MODES
 def test_two_guidances_add_up(loaded, run, mode):
-    targets = [torch.full((4, 16, 18), value) for value in (1.0, -2.0)]
+    targets = [torch.full((4, *SIZE), value) for value in (1.0, -2.0)]
 
     def pull(target):
         return plain_guidance(
-            lambda denoised, x, sigma, seed: (denoised - target).square().flatten(1).sum(1) / 1e4,
+            lambda denoised, x, sigma: (denoised - target).square().flatten(1).sum(1) / 1e4,
             mode=mode,
             strength=0.01,
             raw_move=score_move,
@@ -265,7 +266,7 @@ def test_v_prediction_and_cfg_1(tiny, run, mode):
 def test_the_percent_range(loaded, run):
     seen = []
 
-    def loss(denoised, x, sigma, seed):
+    def loss(denoised, x, sigma):
         seen.append(float(sigma[0]))
         return denoised.square().flatten(1).sum(1)
 
@@ -282,7 +283,7 @@ def test_guidance_brings_the_picture_nearer_to_the_words(loaded, run):
     *_, plain = predictions(loaded.model, run, steps=4)
     *_, moved = predictions(execute(loaded, mix=False, strength=0.3), run, steps=4)
     with torch.no_grad():
-        assert loss(moved[2], moved[0], moved[1], 0) < loss(plain[2], plain[0], plain[1], 0)
+        assert loss(moved[2], moved[0], moved[1]) < loss(plain[2], plain[0], plain[1])
 
 
 def test_a_batch_is_guided_as_each_alone(loaded, run):
@@ -342,7 +343,7 @@ def test_a_padded_picture_keeps_its_mask_in_place(tiny):
 
 def test_bad_input_says_so(loaded, run):
     cases = {
-        "empty": {"mask": torch.zeros(1, 128, 144)},
+        "empty": {"mask": torch.zeros(1, 64, 80)},
         "needs the picture": {"background_weight": 1.0},
         "start_percent": {"start_percent": 0.5, "end_percent": 0.5},
         "Shorten": {"text": "star " * 90},
@@ -353,9 +354,9 @@ def test_bad_input_says_so(loaded, run):
     with pytest.raises(ValueError, match="3 masks and 2 latents"):
         run(execute(loaded, mask=MASK.repeat(3, 1, 1)), batch=2)
     with pytest.raises(ValueError, match="same aspect"):
-        run(execute(loaded, mask=torch.ones(1, 128, 256)))
+        run(execute(loaded, mask=torch.ones(1, 64, 160)))
     with pytest.raises(ValueError, match="does not fit the latent"):
-        run(execute(loaded, background_weight=1.0, image=torch.rand(1, 64, 72, 3)))
+        run(execute(loaded, background_weight=1.0, image=torch.rand(1, 32, 40, 3)))
 
 
 def test_a_patch_that_stops_gradients_is_named(loaded, run):
@@ -367,3 +368,44 @@ def test_a_patch_that_stops_gradients_is_named(loaded, run):
     with pytest.raises(ValueError, match="lets no gradient through the UNet. Set mode to fast"):
         run(guided)
     assert run(execute(SimpleNamespace(**{**vars(loaded), "model": model}), mode="fast")).isfinite().all()
+
+
+def test_region_guidance_and_clip_guidance_in_either_order(loaded, run):
+    from inlay.nodes.region import RegionGuidance
+
+    def with_region(model):
+        with torch.inference_mode():
+            return RegionGuidance.execute(model, MASK, "zero", 0.0, 1.0).args[0]
+
+    def with_clip(model):
+        return execute(SimpleNamespace(**{**vars(loaded), "model": model}), mode="exact", strength=0.2)
+
+    counted_model, counted = count_forwards(loaded.model)
+    one, other = run(with_clip(with_region(counted_model))), run(with_region(with_clip(loaded.model)))
+    assert counted == [2, 2]
+    torch.testing.assert_close(one, other, rtol=0, atol=1e-3)
+    for alone in (with_region(loaded.model), with_clip(loaded.model)):
+        assert (one - run(alone)).norm() > 0.02 * one.norm()
+
+
+def test_candidates_do_not_depend_on_their_chunk(loaded, encode):
+    """Through InlayPaint's job: four at once, or one at a time."""
+    from inlay.host.painting import PaintSettings, paint
+
+    guided = execute(loaded)
+    image = torch.rand(1, 64, 80, 3, generator=torch.Generator().manual_seed(0))
+    words = encode("a red star"), encode("")
+
+    def painted(**options):
+        with torch.inference_mode():
+            settings = PaintSettings(steps=2, candidates=2, background="renoised", **options)
+            return paint(guided, *words, loaded.vae, image, MASK, settings)[0]
+
+    for sampler in ("ddim", "euler"):
+        together, apart = (painted(at_once=size, sampler=sampler) for size in (2, 1))
+        torch.testing.assert_close(together, apart, rtol=0, atol=2e-3)
+        assert not torch.equal(together[0], together[1])
+        assert torch.equal(
+            torch.where(MASK[..., None] > 0, 0.0, together),
+            torch.where(MASK[..., None] > 0, 0.0, image).expand_as(together),
+        )
