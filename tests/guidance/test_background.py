@@ -100,7 +100,7 @@ def test_a_candidate_is_the_same_in_any_chunk():
 
 
 def test_blending_is_exact_where_the_mask_is_zero_or_one():
-    x, outside, mask = clean(), 7 * clean().flip(0).roll(1, 2), soft_mask()
+    x, outside, mask = 1e4 * clean(), clean().roll(1, 2), soft_mask()
     mixed = blend(x, outside, mask)
     assert torch.equal(mixed[..., 2:5, 1:4], x[..., 2:5, 1:4])
     assert torch.equal(mixed[..., 0, :], outside[..., 0, :])
