@@ -281,6 +281,56 @@ def test_the_contrast_gradient_by_finite_differences(tiny, encode, picture):
         inside_sampling(tapped, texts, encode(""), latent, torch.tensor([1.0]), 7.5, 0, body)
 
 
+def test_sdxl_gets_each_branchs_pooled_text(swap, tiny, encode, picture, monkeypatch, forwards):
+    model = tiny_sdxl()
+
+    def with_pooled(text):
+        seed = sum(map(ord, text))
+        pooled = torch.randn(1, 1280, generator=torch.Generator().manual_seed(seed))
+        return [[encode(text)[0][0], {"pooled_output": pooled}]]
+
+    monkeypatch.setattr(swap_module, "encode_text", lambda clip, text: with_pooled(text))
+    _, latent = swap(model=model)
+    assert forwards == [4, 4]
+    start = latent_of(tiny, picture)
+    assert close(latent["samples"], plain_loop(model, model, start, with_pooled, QUICK), start)
+    unpooled = plain_loop(model, model, start, lambda text: [[with_pooled(text)[0][0], with_pooled("")[0][1]]], QUICK)
+    assert not close(latent["samples"], unpooled, start)
+
+
+def tiny_sdxl():
+    import comfy.model_patcher
+    import comfy.supported_models
+    from inlay.host import demo_models as build
+
+    class TinySDXL(comfy.supported_models.SDXL):
+        unet_config = {}
+
+        def model_type(self, *_):
+            return comfy.model_base.ModelType.EPS
+
+    config = {**build.UNET_CONFIG, "in_channels": 4, "adm_in_channels": 1280 + 6 * 256, "num_classes": "sequential"}
+    supported = TinySDXL(config)
+    supported.set_inference_dtype(torch.float32, None)
+    model = supported.get_model({}, "", device=torch.device("cpu"))
+    build.initialise(model.diffusion_model, 7)
+    return comfy.model_patcher.ModelPatcher(model, load_device=torch.device("cpu"), offload_device=torch.device("cpu"))
+
+
+def test_short_memory_splits_the_forward(swap, tiny, forwards, monkeypatch):
+    whole = swap()[1]["samples"]
+    monkeypatch.setattr(type(tiny.model), "get_free_memory", lambda self, device: 0)
+    split = swap()[1]["samples"]
+    assert forwards == [4, 4, 2, 2, 2, 2]
+    assert (whole - split).abs().max() < 1e-4
+
+
+def test_the_executors_inference_mode_changes_nothing(swap):
+    with torch.inference_mode():
+        inside = swap()[1]["samples"]
+    assert torch.equal(inside.clone(), swap()[1]["samples"])
+
+
 def test_pooled_outputs_and_lengths_are_stacked():
     one = [[torch.zeros(1, 77, 4), {"pooled_output": torch.zeros(1, 3)}]]
     two = [[torch.ones(1, 154, 4), {"pooled_output": torch.ones(1, 3)}]]
