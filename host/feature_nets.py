@@ -51,10 +51,11 @@ def load_lpips(net: str) -> LPIPSNet:
     for path in weight_files("lpips"):
         weights = safetensors.torch.load_file(path)
         if "lin1.model.1.weight" in weights and weights["lin1.model.1.weight"].numel() == widths:
-            linear = [weights[f"lin{stage}.model.1.weight"].float().flatten() for stage in range(5)]
             own = _backbone(weights)
             features = build_features(kind, own) if own else load_features(kind, ("lpips", "vgg"))
-            return LPIPSNet(kind, features, linear).eval()
+            with torch.inference_mode(False):
+                linear = [weights[f"lin{stage}.model.1.weight"].float().flatten().clone() for stage in range(5)]
+                return LPIPSNet(kind, features, linear).eval()
     raise ValueError(
         _missing("lpips", f"LPIPS's linear weights for {net} (lin0.model.1.weight ... lin4.model.1.weight)")
     )

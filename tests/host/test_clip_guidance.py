@@ -409,3 +409,59 @@ def test_candidates_do_not_depend_on_their_chunk(loaded, encode):
             torch.where(MASK[..., None] > 0, 0.0, together),
             torch.where(MASK[..., None] > 0, 0.0, image).expand_as(together),
         )
+
+
+def test_the_background_loss_with_the_users_lpips(loaded, run, tmp_path, monkeypatch):
+    """Algorithm 1 under inference mode: LPIPS changes the guidance, and its net takes part in the gradient."""
+    import folder_paths
+    import torchvision
+    from safetensors.torch import save_file
+
+    image = torch.rand(1, 64, 80, 3, generator=torch.Generator().manual_seed(0))
+    options = {"background_weight": 10.0, "image": image}
+    squares = run(execute(loaded, **options), steps=1)
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16(weights=None).state_dict()
+    generator = torch.Generator().manual_seed(0)
+    weights = {
+        key: torch.randn(value.shape, generator=generator) / max(value[0].numel(), 100) ** 0.5
+        for key, value in shapes.items()
+        if key.startswith("features")
+    }
+    for stage, width in enumerate((64, 128, 256, 512, 512)):
+        weights[f"lin{stage}.model.1.weight"] = torch.rand(1, width, 1, 1, generator=generator)
+    (tmp_path / "lpips").mkdir()
+    save_file(weights, tmp_path / "lpips" / "vgg.safetensors")
+    monkeypatch.setattr(folder_paths, "models_dir", str(tmp_path))
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "lpips", ([str(tmp_path / "lpips")], {".safetensors"}))
+    folder_paths.filename_list_cache.pop("lpips", None)
+    try:
+        perceptual = run(execute(loaded, **options), steps=1)
+    finally:
+        folder_paths.filename_list_cache.pop("lpips", None)
+    assert perceptual.isfinite().all() and not torch.equal(perceptual, squares)
+
+
+def test_weight_patches_come_and_go(loaded, run):
+    """A LoRA's kind of patch: the host writes patched weights as inference tensors, and puts its own back after."""
+    plain = run(loaded.model)
+    model = loaded.model.clone()
+    key = "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight"
+    shape = model.model_state_dict()[key].shape
+    model.add_patches({key: (torch.ones(shape),)}, 0.05)
+    patched = run(model)
+    guided = run(execute(SimpleNamespace(**{**vars(loaded), "model": model}), mode="exact"))
+    assert not torch.equal(guided, patched) and not torch.equal(patched, plain)
+    assert torch.equal(run(model), patched) and torch.equal(run(loaded.model), plain)
+
+
+def test_the_inpainting_model(tiny, encode, run):
+    """Nine channels: the masked picture's latents reach the UNet as inference tensors."""
+    with torch.inference_mode():
+        channels = {"concat_latent_image": torch.rand(1, 4, *SIZE), "concat_mask": torch.rand(1, 1, 64, 80)}
+        words = {
+            name: [[cond, {**extra, **channels}] for cond, extra in encode(name)] for name in ("positive", "negative")
+        }
+    models = SimpleNamespace(**{**vars(tiny), "model": tiny.inpaint_model})
+    guided = run(execute(models, mode="exact"), **words)
+    assert guided.isfinite().all() and not torch.equal(guided, run(tiny.inpaint_model, **words))
