@@ -2,6 +2,7 @@
 
 import os
 from dataclasses import fields, replace
+from functools import partial
 
 import comfy.model_management
 import comfy.sample
@@ -151,7 +152,9 @@ def test_the_estimate_splits_evenly(tiny, monkeypatch):
         assert candidates.candidates_that_fit(tiny.model, latent, 8) == want
 
 
-def test_a_batch_of_pictures_with_candidates(job):
+@pytest.mark.parametrize("kind", ["model", "inpaint_model"])
+def test_a_batch_of_pictures_with_candidates(job, tiny, kind):
+    job = partial(job, model=getattr(tiny, kind))
     image, mask = scene(batch=2), torch.cat([box(), box().flip(2)])
     settings = replace(FEW, candidates=2)
     images, _ = job(settings, image=image, mask=mask)
