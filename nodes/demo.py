@@ -28,13 +28,18 @@ class DemoModels(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The UNet, an SD1.x model in miniature."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder, with a real text projection."),
-                io.Vae.Output(display_name="vae", tooltip="The autoencoder: 8 pixels a latent cell, 4 channels."),
+                io.Model.Output("model", display_name="model", tooltip="The UNet, an SD1.x model in miniature."),
+                io.Clip.Output("clip", display_name="clip", tooltip="The text encoder, with a real text projection."),
+                io.Vae.Output(
+                    "vae", display_name="vae", tooltip="The autoencoder: 8 pixels a latent cell, 4 channels."
+                ),
                 io.ClipVision.Output(
-                    display_name="clip_vision", tooltip="The vision tower that goes with the text encoder."
+                    "clip_vision",
+                    display_name="clip_vision",
+                    tooltip="The vision tower that goes with the text encoder.",
                 ),
                 ReferenceEncoder.Output(
+                    "reference_encoder",
                     display_name="reference_encoder",
                     tooltip="Turns a reference's CLIP state into the inpaint model's conditioning.",
                 ),
@@ -77,13 +82,19 @@ class DemoScene(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.Image.Output(display_name="image", tooltip="The scene, 128 x 128."),
+                io.Image.Output("image", display_name="image", tooltip="The scene, 128 x 128."),
                 io.Mask.Output(
-                    display_name="mask", tooltip="The place to fill, or the thing's true mask: white inside."
+                    "mask", display_name="mask", tooltip="The place to fill, or the thing's true mask: white inside."
                 ),
-                io.Image.Output(display_name="reference", tooltip="The wanted thing in another picture."),
-                io.Mask.Output(display_name="reference_mask", tooltip="The true mask of the thing in the reference."),
-                io.String.Output(display_name="caption", tooltip="The prompt for the picture with the wish fulfilled."),
+                io.Image.Output("reference", display_name="reference", tooltip="The wanted thing in another picture."),
+                io.Mask.Output(
+                    "reference_mask",
+                    display_name="reference_mask",
+                    tooltip="The true mask of the thing in the reference.",
+                ),
+                io.String.Output(
+                    "caption", display_name="caption", tooltip="The prompt for the picture with the wish fulfilled."
+                ),
             ],
         )
 
