@@ -50,9 +50,13 @@ class InvertImage(io.ComfyNode):
                 ),
             ],
             outputs=[
-                Trajectory.Output(display_name="trajectory", tooltip="All latents by noise level, for this run."),
+                Trajectory.Output(
+                    "trajectory", display_name="trajectory", tooltip="All latents by noise level, for this run."
+                ),
                 io.Latent.Output(
-                    display_name="latent", tooltip="The end of the path: sample it without added noise to redraw."
+                    "latent",
+                    display_name="latent",
+                    tooltip="The end of the path: sample it without added noise to redraw.",
                 ),
             ],
         )

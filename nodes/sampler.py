@@ -55,7 +55,11 @@ class BackgroundSampler(io.ComfyNode):
                     tooltip="Does every step so many times, with noise added back in between (RePaint). 1 is plain.",
                 ),
             ],
-            outputs=[io.Sampler.Output(display_name="sampler", tooltip="For SamplerCustomAdvanced or SamplerCustom.")],
+            outputs=[
+                io.Sampler.Output(
+                    "sampler", display_name="sampler", tooltip="For SamplerCustomAdvanced or SamplerCustom."
+                )
+            ],
         )
 
     @classmethod
