@@ -38,12 +38,14 @@ def find_boxes(
     layer: str = "16x16",
     self_attention: bool = True,
     seed: int = 0,
+    stretch: bool = False,
 ) -> FoundBoxes:
     """Where the concept's words act in each picture.
 
     image: (B, H, W, 3). concept: words of the prompt, or `embedding:name`. threshold: share of a pass's greatest
-    value. passes: noise levels, evenly from timestep 500 to 100. margin: pixels. Raises ValueError for a model that
-    is no UNet, words that the prompt does not hold, and a picture where no place reaches the threshold.
+    value. passes: noise levels, evenly from timestep 500 to 100. margin: pixels. self_attention, stretch: as for
+    word_maps. Raises ValueError for a model that is no UNet, words that the prompt does not hold, and a picture where
+    no place reaches the threshold.
     """
     require_readable(model)
     positions = concept_positions(clip, prompt, concept)
@@ -55,7 +57,9 @@ def find_boxes(
     progress = comfy.utils.ProgressBar(len(latents))
     boxes, maps = [], []
     for number, latent in enumerate(latents.split(1), 1):
-        seen = word_maps(model, conditioning, latent, positions, layers, timesteps, 1, seed, alpha, self_attention)
+        seen = word_maps(
+            model, conditioning, latent, positions, layers, timesteps, 1, seed, alpha, self_attention, stretch
+        )
         seen = on_picture(seen, height, width, vae.spacial_compression_encode(), mode="bicubic")
         try:
             boxes.append(find_box(seen, threshold, margin))

@@ -68,11 +68,13 @@ def word_maps(
     seed: int = 0,
     alpha: float = 2.0,
     self_attention: bool = True,
+    stretch: bool = False,
 ) -> Tensor:
     """A_self (A_cross)^alpha of a word in one picture, one map per timestep: (T, h, w) fp32, greatest value 1.
 
     positions: the word's tokens in the conditioning. Layers of several grids are refined grid by grid and averaged on
-    the finest; draws are averaged per timestep. self_attention: False leaves A_self out.
+    the finest; draws are averaged per timestep. self_attention: False leaves A_self out. stretch: the least value of
+    each map becomes 0.
     """
     own: dict[BlockKey, Seen] = {}
     words: dict[BlockKey, tuple[tuple[int, int], Tensor]] = {}
@@ -105,6 +107,7 @@ def word_maps(
                     raise ValueError(BLIND)
                 drawn.append(one_pass())
             total = torch.stack(drawn).mean(0)
+            total = total - total.amin() if stretch else total
             result.append(total / total.amax().clamp_min(torch.finfo(total.dtype).tiny))
     return torch.cat(result)
 

@@ -37,7 +37,8 @@ def saliency_scores(
     """How salient each pixel is, (B, H, W) fp32 on the CPU, in the unit in which 1 is the source's usual threshold.
 
     image: (B, H, W, 3). self-attention: O of Spin, mean 1. calibrated self-attention: standard deviations above the
-    picture's mean. words: the map of the words in halves of its greatest value; an empty prompt is the words alone.
+    picture's mean. words: the map of the words, from its least value, in halves of its greatest; an empty prompt is
+    the words alone.
     """
     require_readable(model)
     layer = AUTO_LAYER[source] if layer == "auto" else layer
@@ -53,7 +54,7 @@ def saliency_scores(
     maps = []
     for latent in latents.split(1):
         if source == "words":
-            seen = word_maps(model, conditioning, latent, positions, layers, timesteps, draws, seed)
+            seen = word_maps(model, conditioning, latent, positions, layers, timesteps, draws, seed, stretch=True)
             maps.append(2 * seen.mean(0, keepdim=True) / seen.mean(0).amax())
         else:
             calibrated = source != "self-attention"

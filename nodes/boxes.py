@@ -69,6 +69,13 @@ class FindBox(io.ComfyNode):
                     advanced=True,
                     tooltip="Spread the word's map over what belongs together. Off leaves the word's map alone.",
                 ),
+                io.Boolean.Input(
+                    "stretch",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Subtract each map's least value first. For models whose maps are nearly flat.",
+                ),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -107,10 +114,12 @@ class FindBox(io.ComfyNode):
         margin,
         layer="16x16",
         self_attention=True,
+        stretch=False,
         seed=0,
     ) -> io.NodeOutput:
         found = find_boxes(
-            model, clip, vae, image, prompt, concept, alpha, threshold, passes, margin, layer, self_attention, seed
+            *(model, clip, vae, image, prompt, concept),
+            *(alpha, threshold, passes, margin, layer, self_attention, seed, stretch),
         )
         bboxes = [[box] for box in found.boxes]
         return io.NodeOutput(found.mask, found.boxes[0], bboxes, found.soft, overlay(image, found.soft, found.mask))

@@ -33,7 +33,7 @@ class SaliencyMask(io.ComfyNode):
                     max=10.0,
                     step=0.01,
                     tooltip="Gamma. self-attention: times the average attention. calibrated: standard deviations "
-                    "above the average. words: halves of the strongest response. Not used for mask.",
+                    "above the average. words: halves of the strongest response.",
                 ),
                 io.Combo.Input(
                     "layer",

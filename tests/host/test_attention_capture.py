@@ -1,0 +1,362 @@
+"""Reading attention on real UNets of the host: against their own projections, beside other packs' patches."""
+
+import comfy.ldm.modules.attention as host_attention
+import comfy.ldm.modules.diffusionmodules.openaimodel as openaimodel
+import comfy.model_management
+import comfy.ops
+import pytest
+import torch
+from inlay.host.attention_capture import watch_attention
+from inlay.host.attention_layers import choose_layers, layer_grids
+from inlay.host.attention_pass import clean_forwards, draw_noises, parse_timesteps
+from inlay.host.region_patches import guide_region
+from inlay.host.regions import Region
+from inlay.host.saliency import chosen_layers, on_picture, self_attention_map, word_maps
+from inlay.host.unet_blocks import EXTRA_CALL, transformer_blocks
+
+OVERRIDE = "optimized_attention_override"
+
+
+@pytest.fixture(scope="module")
+def latent():
+    return 5 * torch.randn(1, 4, 16, 18, generator=torch.Generator().manual_seed(1))
+
+
+@pytest.fixture(scope="module")
+def text(encode):
+    return encode("a red star on a beach")
+
+
+@pytest.fixture
+def look(tiny, text, latent):
+    """look(model, layers="all") -> what was seen in one forward at timestep 300, in order."""
+
+    def run(model=None, latent=latent, kinds="self cross", text=text, t=300.0):
+        model = model or tiny.model
+        found = []
+        layers = layer_grids(model.model.diffusion_model, *latent.shape[-2:])
+        with clean_forwards(watch_attention(model, layers, found.append, kinds), text, latent) as forward:
+            forward(t, draw_noises(0, latent, 1)[0])
+        return found
+
+    return run
+
+
+def projections(model, run):
+    """What every attention's own to_q and to_k put out during `run`: {(kind, key): (q, k)}."""
+    seen, hooks = {}, []
+    for key, block in transformer_blocks(model.model.diffusion_model).items():
+        for kind, attention in (("self", block.attn1), ("cross", block.attn2)):
+            for index, layer in enumerate((attention.to_q, attention.to_k)):
+                slot = seen.setdefault((kind, key), [None, None])
+                hooks.append(layer.register_forward_hook(lambda *a, s=slot, i=index: s.__setitem__(i, a[2].clone())))
+    try:
+        run()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return seen
+
+
+def weights(q, k, heads):
+    q, k = (t[0].double().unflatten(1, (heads, -1)).transpose(0, 1) for t in (q, k))
+    return torch.softmax(q @ k.mT / q.shape[-1] ** 0.5, -1).mean(0)
+
+
+def test_every_layer_is_seen_once_with_its_own_queries_and_keys(tiny, look):
+    found = []
+    own = projections(tiny.model, lambda: found.extend(look()))
+    assert [(one.kind, one.layer) for one in found] == list(own)
+    for one in found:
+        q, k = own[one.kind, one.layer]
+        assert torch.equal(one.queries, q) and torch.equal(one.keys, k)
+        assert one.heads == 2 and one.keys.shape[1] == (one.grid[0] * one.grid[1] if one.kind == "self" else 77)
+
+
+@pytest.mark.parametrize("size", [(16, 16), (17, 18), (23, 9)])
+def test_grids_are_known_before_the_run(tiny, look, size):
+    found = look(latent=torch.randn(1, 4, *size))
+    assert {one.layer: one.grid for one in found} == layer_grids(tiny.model.model.diffusion_model, *size)
+    assert len(found) == 20
+
+
+def test_self_and_cross_are_told_apart_at_77_tokens(tiny, look):
+    found = []
+    own = projections(tiny.model, lambda: found.extend(look(latent=torch.randn(1, 4, 7, 11))))
+    for one in found:
+        assert torch.equal(one.keys, own[one.kind, one.layer][1])
+    assert sum(one.keys.shape[1] == 77 for one in found if one.kind == "self") == 3
+
+
+def test_the_saliency_map_is_the_papers_formula(tiny, text, latent):
+    """Mean over heads, sum over queries, of attention rebuilt in float64 from the middle block's projections."""
+    key = ("middle", 0, 0)
+    maps = []
+    own = projections(
+        tiny.model, lambda: maps.append(self_attention_map(tiny.model, text, latent, [key], [400.0], seed=3))
+    )
+    want = weights(*own["self", key], 2).sum(0).view(1, 4, 5)
+    assert torch.allclose(maps[0].double(), want, atol=1e-5)
+    assert abs(float(maps[0].mean()) - 1) < 1e-6 and maps[0].std() > 1e-3
+
+
+def test_the_word_map_is_the_papers_formula(tiny, text, latent):
+    keys = chosen_layers(tiny.model, latent, "16x16")
+    assert keys == [("input", 1, 0), ("output", 4, 0), ("output", 5, 0)]
+    maps = []
+    own = projections(
+        tiny.model, lambda: maps.append(word_maps(tiny.model, text, latent, [2, 3], keys, [300.0], alpha=2.0))
+    )
+    cross = sum(weights(*own["cross", key], 2)[:, [2, 3]].mean(1) for key in keys) / 3
+    own_attention = sum(weights(*own["self", key], 2) for key in keys) / 3
+    want = own_attention @ cross**2
+    assert torch.allclose(maps[0].double().flatten(), want / want.max(), atol=1e-4)
+    alone = word_maps(tiny.model, text, latent, [2, 3], keys, [300.0], alpha=1.0, self_attention=False)
+    assert torch.allclose(alone.double().flatten(), cross / cross.max(), atol=1e-4)
+
+
+def test_draws_and_timesteps_are_averaged(tiny, text, latent):
+    keys = chosen_layers(tiny.model, latent, "16x16")
+    noises = iter(draw_noises(5, latent, 4))
+    singles = []
+    for t in (500.0, 500.0, 100.0, 100.0):
+        seen = []
+        watched = watch_attention(tiny.model, keys, seen.append, "self")
+        with clean_forwards(watched, text, latent) as forward:
+            forward(t, next(noises))
+        sums = [weights(one.queries, one.keys, 2).sum(0) for one in seen]
+        singles.append(torch.stack(sums).mean(0).view(1, 16, 18))
+    ours = self_attention_map(tiny.model, text, latent, keys, [500.0, 100.0], draws=2, seed=5)
+    assert torch.allclose(ours.double(), torch.stack(singles).mean(0), atol=1e-5)
+
+
+def test_the_forward_is_conditional_and_at_the_asked_noise(tiny, text, latent):
+    calls = []
+
+    def note(apply_model, args):
+        calls.append((args["input"].clone(), args["timestep"].clone(), args["cond_or_uncond"]))
+        return apply_model(args["input"], args["timestep"], **args["c"])
+
+    noted = tiny.model.clone()
+    noted.set_model_unet_function_wrapper(note)
+    noise = draw_noises(7, latent, 1)[0]
+    confined = [[text[0][0], {**text[0][1], "area": (4, 4, 0, 0), "start_percent": 0.9, "mask": torch.zeros(1, 8, 8)}]]
+    with clean_forwards(noted, confined, latent) as forward:
+        forward(300, noise)
+    ((x, sigma, rows),) = calls
+    betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
+    alpha = torch.cumprod(1 - betas, 0)[300]
+    level = ((1 - alpha) / alpha).sqrt()
+    assert rows == [0] and sigma.shape == (1,) and abs(float(sigma) - level) < 1e-5
+    assert torch.allclose(x.double(), 0.18215 * latent.double() + level * noise.double(), atol=1e-5)
+
+
+@pytest.mark.parametrize("backend", ["pytorch", "split", "sub_quad"])
+def test_any_backend_gives_the_same_map(tiny, text, latent, backend, monkeypatch):
+    keys = chosen_layers(tiny.model, latent, "all")
+    plain = word_maps(tiny.model, text, latent, [3], keys, [300.0])
+    monkeypatch.setattr(host_attention, "optimized_attention", getattr(host_attention, f"attention_{backend}"))
+    assert torch.allclose(word_maps(tiny.model, text, latent, [3], keys, [300.0]), plain, atol=1e-4)
+
+
+def test_the_model_computes_the_same_while_watched_and_afterwards(tiny, sample, look):
+    plain = sample(tiny.model)
+    found = []
+    watched = watch_attention(tiny.model, transformer_blocks(tiny.model.model.diffusion_model), found.append)
+    assert torch.equal(sample(watched), plain) and len(found) == 4 * 20
+    options = dict(tiny.model.model_options["transformer_options"])
+    look()
+    assert tiny.model.model_options["transformer_options"] == options
+    assert torch.equal(sample(tiny.model), plain)
+
+
+def doubled(calls):
+    def override(function, q, k, v, heads, *args, **kwargs):
+        calls.append(q.shape)
+        return function(q, k, 2 * v, heads, *args, **kwargs)
+
+    return override
+
+
+def test_an_override_that_was_there_before_stays_in_effect(tiny, sample, look):
+    calls = []
+    other = tiny.model.clone()
+    other.model_options["transformer_options"][OVERRIDE] = doubled(calls)
+    alone = sample(other)
+    assert not torch.equal(alone, sample(tiny.model))
+    assert torch.equal(sample(watch_attention(other, [("middle", 0, 0)], lambda _: None)), alone)
+    calls.clear()
+    assert len(look(other)) == 20 and len(calls) == 20
+
+
+def test_an_override_that_comes_after_and_chains_keeps_ours(tiny, sample):
+    found, calls = [], []
+    watched = watch_attention(tiny.model, [("middle", 0, 0)], found.append, "self")
+    later = watched.clone()
+    ours = watched.model_options["transformer_options"][OVERRIDE]
+    after = doubled(calls)
+    later.model_options["transformer_options"][OVERRIDE] = lambda function, *args, **kwargs: after(
+        lambda *a, **k: ours(function, *a, **k), *args, **kwargs
+    )
+    only = tiny.model.clone()
+    only.model_options["transformer_options"][OVERRIDE] = doubled([])
+    assert torch.equal(sample(later), sample(only)) and len(found) == 4
+
+
+class Replaced:
+    """A replacement as packs write them: attention of its own, out of any override's sight."""
+
+    device = None
+
+    def __call__(self, q, k, v, extra_options):
+        return host_attention.attention_basic(q, k, 2 * v, extra_options["n_heads"])
+
+    def to(self, device):
+        self.device = device
+        return self
+
+    def models(self):
+        return []
+
+
+@pytest.mark.parametrize("name", ["attn1", "attn2"])
+def test_a_replaced_attention_is_seen_and_still_replaced(tiny, sample, look, name):
+    replaced, replacement = tiny.model.clone(), Replaced()
+    replaced.set_model_patch_replace(replacement, name, "middle", 0)
+    alone = sample(replaced)
+    watched = watch_attention(replaced, [("middle", 0, 0)], lambda _: None)
+    assert torch.equal(sample(watched), alone) and not torch.equal(alone, sample(tiny.model))
+    replacement.device = None
+    found = []
+    own = projections(replaced, lambda: found.extend(look(replaced)))
+    assert replacement.device is not None
+    assert [(one.kind, one.layer) for one in found] == list(own)
+    for one in found:
+        assert torch.equal(one.queries, own[one.kind, one.layer][0])
+
+
+def test_extra_calls_of_other_patches_are_not_counted(tiny, latent, look):
+    plain = look()
+
+    def call_again(x, step):
+        q = torch.randn(1, x.shape[1], x.shape[2])
+        host_attention.optimized_attention(q, q, q, 2, transformer_options={**step, EXTRA_CALL: True})
+        host_attention.optimized_attention(q, q, q, 2, transformer_options=step)
+        return x
+
+    other = tiny.model.clone()
+    other.set_model_patch(call_again, "middle_patch")
+    found = look(other)
+    assert [one.layer for one in found] == [one.layer for one in plain]
+    assert all(torch.equal(a.queries, b.queries) for a, b in zip(found, plain, strict=True))
+
+
+def test_region_guidance_stays_in_effect_while_maps_are_read(tiny, sample, look):
+    mask = torch.zeros(1, 128, 144)
+    mask[:, 30:90, 40:120] = 1
+    guided = guide_region(tiny.model, [Region(mask)])
+    alone = sample(guided)
+    assert len(look(guided)) == 20
+    watched = watch_attention(guided, [("output", 5, 0)], lambda _: None)
+    assert torch.equal(sample(watched), alone)
+
+
+def test_merged_tokens_are_refused(tiny, text, latent):
+    merging = tiny.model.clone()
+    merging.set_model_attn1_patch(lambda n, context, value, step: (n, context[:, ::2], value[:, ::2]))
+    for call in (
+        lambda: self_attention_map(merging, text, latent, [("middle", 0, 0)], [300.0]),
+        lambda: word_maps(merging, text, latent, [2], [("middle", 0, 0)], [300.0]),
+    ):
+        with pytest.raises(ValueError, match="merges their tokens"):
+            call()
+
+
+def test_the_host_is_as_before_after_an_error(tiny, text, latent, sample):
+    plain = sample(tiny.model)
+
+    def fail(_):
+        raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        with clean_forwards(watch_attention(tiny.model, [("middle", 0, 0)], fail), text, latent) as forward:
+            forward(300, torch.zeros_like(latent))
+    assert tiny.model.model.current_patcher is None
+    assert torch.equal(sample(tiny.model), plain)
+
+
+def test_cancel_goes_through(tiny, text, latent):
+    comfy.model_management.interrupt_current_processing(True)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        self_attention_map(tiny.model, text, latent, [("middle", 0, 0)], [300.0])
+    assert not comfy.model_management.processing_interrupted()
+
+
+def test_inference_mode_changes_nothing(tiny, text, latent):
+    keys = chosen_layers(tiny.model, latent, "middle")
+    plain = self_attention_map(tiny.model, text, latent, keys, [300.0])
+    with torch.inference_mode():
+        assert torch.equal(self_attention_map(tiny.model, text, latent.clone(), keys, [300.0]), plain)
+
+
+@pytest.mark.parametrize("name", ["v_model", "inpaint_model"])
+def test_other_unets_are_read_too(tiny, text, latent, name):
+    model = getattr(tiny, name)
+    seen = self_attention_map(model, text, latent, chosen_layers(model, latent, "all"), [500.0, 100.0])
+    assert seen.shape == (1, 16, 18) and seen.std() > 1e-4
+
+
+FULL = dict(
+    image_size=32, in_channels=4, out_channels=4, model_channels=320, use_spatial_transformer=True, legacy=False
+)
+SD15 = dict(
+    **FULL, num_res_blocks=[2] * 4, channel_mult=[1, 2, 4, 4], transformer_depth=[1, 1, 1, 1, 1, 1, 0, 0],
+    transformer_depth_output=[1] * 9 + [0] * 3, transformer_depth_middle=1, num_heads=8, context_dim=768,
+)  # fmt: skip
+SDXL = dict(
+    **FULL, num_res_blocks=[2] * 3, channel_mult=[1, 2, 4], transformer_depth=[0, 0, 2, 2, 10, 10],
+    transformer_depth_output=[0, 0, 0, 2, 2, 2, 10, 10, 10], transformer_depth_middle=10, num_head_channels=64,
+    context_dim=2048, use_linear_in_transformer=True,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("config", "size", "layer", "places"),
+    [
+        (SD15, (64, 64), "16x16", ["input 7", "input 8", "output 3", "output 4", "output 5"]),
+        (SD15, (128, 128), "16x16", ["input 7", "input 8", "output 3", "output 4", "output 5"]),
+        (SD15, (64, 64), "16x16 decoder", ["output 3", "output 4", "output 5"]),
+        (SD15, (64, 96), "64x64", ["input 1", "input 2", "output 9", "output 10", "output 11"]),
+        (SD15, (64, 64), "middle", ["middle 0"]),
+        (SDXL, (128, 128), "16x16", ["input 7", "input 8", "output 0", "output 1", "output 2"]),
+        (SDXL, (104, 152), "64x64", ["input 4", "input 5", "output 3", "output 4", "output 5"]),
+    ],
+)
+def test_names_of_layers_on_real_networks(config, size, layer, places):
+    config = {key: list(value) if isinstance(value, list) else value for key, value in config.items()}
+    unet = openaimodel.UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
+    grids = layer_grids(unet, *size)
+    assert list(dict.fromkeys(f"{part} {index}" for part, index, _ in choose_layers(grids, layer))) == places
+    assert len(choose_layers(grids, "all")) == (16 if config["context_dim"] == 768 else 70)
+
+
+def test_noise_is_seeded_and_the_same_everywhere(latent):
+    one, two = draw_noises(3, latent, 2)
+    assert torch.equal(one, draw_noises(3, latent, 1)[0]) and not torch.equal(one, two)
+    state = torch.get_rng_state()
+    draw_noises(3, latent, 1)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_timesteps_are_read_or_refused():
+    assert parse_timesteps("500, 300 100") == [500, 300, 100]
+    for text in ("", "soon", "1000", "-1", "nan", "300; 200"):
+        with pytest.raises(ValueError, match="are no list of numbers from 0 to 999"):
+            parse_timesteps(text)
+
+
+def test_padded_pictures_get_their_own_pixels():
+    maps = torch.arange(12.0).view(1, 3, 4)
+    ours = on_picture(maps, 20, 31, 8)
+    want = torch.nn.functional.interpolate(maps[None], scale_factor=8, mode="bilinear")[0, :, :20, :31]
+    assert torch.allclose(ours, want)
