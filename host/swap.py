@@ -168,8 +168,9 @@ class _Swap:
                     others = [source_noises[anchor]]
                 g = target - (others[0] if self.method.source else noise)
                 if self.method.contrast:
-                    generator = torch.Generator().manual_seed(self.settings.seed + anchor)
+                    generator = torch.Generator().manual_seed((self.settings.seed + anchor) % 2**64)
                     pull = contrast_gradient(forward, z, clean, noise, sigma, generator)
+                    # The factor 2000 holds for both losses; g's alone is divided by the cells.
                     g = g + self.settings.contrast * CELLS * pull
                 return g
 
