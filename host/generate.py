@@ -62,6 +62,14 @@ def inpaint_as_the_host(
     return _sample(model, positive, negative, encode_picture(vae, image), mask[:, None], seed, steps, cfg)
 
 
+@torch.no_grad()
+def sample_plainly(
+    model: ModelPatcher, positive: list, negative: list, latent: Tensor, steps: int, cfg: float, seed: int = 0
+) -> Tensor:
+    """Latents after `steps` steps of DDIM from noise, of the given latent's size."""
+    return _sample(model, positive, negative, torch.zeros_like(latent), None, seed, steps, cfg)
+
+
 def _sample(
     model: ModelPatcher,
     positive: list,

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from inlay.demo.captions import PENCIL
 from inlay.demo.render import render
 from inlay.demo.scenes import draw_scenes

@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import scipy.stats
 import torch
-
 from inlay.evaluation.bootstrap import bootstrap_mean, paired_difference
 from inlay.evaluation.claims import Above, Floor
 from inlay.evaluation.records import Measured, Records

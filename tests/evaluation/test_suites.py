@@ -1,13 +1,12 @@
-"""Every suite from end to end on random weights: the report's shape, resuming, and what must hold whatever the weights."""
+"""Every suite from end to end on random weights: what reports look like, resuming, and what holds of any weights."""
 
 import json
 import math
 
-import pytest
-from PIL import Image
-
 import inlay.evaluation as evaluation
+import pytest
 from inlay.evaluation.suites import MODULES, demo_models, load_suite, text_paint
+from PIL import Image
 
 SMALL = {"STEPS": 2, "INVERSION_STEPS": 2, "BATCH": 2}
 
