@@ -101,7 +101,7 @@ def attend_alone(
 ) -> Tensor:
     """The part's tokens as if they had seen only each other: f' + SA(f'), (r, n, C).
 
-    x: (B, N, C), features after the self-attention residual. attended: (B, N, C), what that residual added.
+    x: (B, N, C), features after the self-attention residual. attended: (B, N, C), the self-attention of all tokens.
     queries, keys, values: the inputs of self-attention; keys and values may have tokens beyond the N of the picture,
     which stay visible.
     """

@@ -70,14 +70,14 @@ class _Patches:
         self.plan = plan
 
     def around(self, options: dict) -> dict:
-        # First at the queries and last at the outputs, so that the order of the nodes does not matter.
+        # Nearest to what the block itself computes, so that the order of the nodes does not matter.
+        first = {"attn1_output_patch": self.keep_attended, "attn2_patch": self.exchange_queries}
         last = {
             "attn1_patch": self.keep_self_attention,
-            "attn1_output_patch": self.keep_attended,
             "middle_patch": self.prepare_queries,
             "attn2_output_patch": self.place,
         }
-        return with_patches(options, first={"attn2_patch": self.exchange_queries}, last=last)
+        return with_patches(options, first, last)
 
     def keep_self_attention(self, n, context, value, step):
         step[_SELF] = n, context, value
