@@ -5,6 +5,7 @@
   evaluate SUITE          runs a quality suite on the demo world; [--seeds N] [--full] [--out DIR]
   bench [NAME]            measures speed and memory side by side with plain ComfyUI
   train-demo [PART]       trains the demo models again, or goes on where it stopped
+  pictures [NODE]         paints the pictures of the help pages again
   host [--version V]      prepares a ComfyUI and prints its path
 
 --comfyui PATH, on any of them, uses an installed ComfyUI and the running Python instead of preparing one.
@@ -45,6 +46,7 @@ JOBS = {
     "evaluate": "inlay.evaluation",
     "bench": "inlay.benchmarks",
     "train-demo": "inlay.demo.training",
+    "pictures": "inlay.demo.help_pictures",
 }
 
 
