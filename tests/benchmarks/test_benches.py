@@ -18,9 +18,14 @@ def test_arg_rows(monkeypatch):
 
     monkeypatch.setattr(arg, "sd15", tiny_unet)
     monkeypatch.setattr(arg, "TEXT_WIDTH", 128)
+    seen, watch = [], arg.watch_attention
+    monkeypatch.setattr(arg, "watch_attention", lambda model, layers, _: watch(model, layers, seen.append))
     rows = list(arg.run(arg.Scale(8, 1, torch.float32, 1, 2)))
     assert [row.name for row in rows] == ["arg-step", "arg-step, outside null", "capture", "inversion"]
     assert all(row.ours_s > 0 and row.reference_s > 0 and row.ratio > 0 for row in rows)
+    # Both kinds of attention of every layer were really read: 7 runs of 1 step each.
+    layers = {(one.kind, one.layer) for one in seen}
+    assert len(seen) == 7 * len(layers) and {kind for kind, _ in layers} == {"self", "cross"}
 
 
 def test_demo_rows(tiny, monkeypatch):
