@@ -32,9 +32,9 @@ def guide_region(
     """A clone of the model whose texts act only in their regions (Spin's ARG, eq. 3-4), for UNets and PixArt.
 
     Regions add to those that the model already has; overlaps average. outside, of the last call: nothing (`zero`), the
-    empty text (`null`, null_text) or outside_text (`text`; None: the sampler's positive) acts on all other tokens; the
-    negative rows read their own text there. null_text, outside_text: (1 or B, L, C). With zero, null_text serves the
-    area conditions that no region touches. form: `masked_output` is the alternative that the paper rejects, plain
+    empty text (`null`, null_text) or outside_text (`text`; None: the sampler's positive) acts on all other tokens; with
+    `text` the negative rows read their own there. null_text, outside_text: (1 or B, L, C). With zero, null_text serves
+    the area conditions that no region touches. form: `masked_output` is the alternative that the paper rejects, plain
     attention with its output masked. Raises ValueError for an empty mask or one with NaN, null without null_text,
     start after end, and a model without separate self- and cross-attention.
     """

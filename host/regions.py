@@ -38,19 +38,22 @@ class Region:
 
 @dataclass(frozen=True, eq=False)
 class Guidance:
-    """Regions that came onto the model together. sigmas: noise levels between which they act, (first, last)."""
+    """Regions that came onto the model together. sigmas: (first, last) noise level at which they act, None: all."""
 
     regions: tuple[Region, ...]
     outside: Outside
     null_text: Tensor | None
     outside_text: Tensor | None
-    sigmas: tuple[float, float]
+    sigmas: tuple[float, float] | None
     form: Form
     layouts: dict = field(default_factory=dict)
 
     def at(self, sigma: Tensor | None) -> bool:
+        # Reading a level waits for the GPU, so not without need.
+        if self.sigmas is None or sigma is None:
+            return True
         first, last = self.sigmas
-        return sigma is None or last <= float(sigma.flatten()[0]) <= first
+        return last <= sigma.flatten()[0].item() <= first
 
 
 def build_guidance(
@@ -70,7 +73,8 @@ def build_guidance(
     if start > end:
         raise ValueError(f"start_percent {start:g} comes after end_percent {end:g}. Give the smaller one first.")
     to_sigma = model.get_model_object("model_sampling").percent_to_sigma
-    return Guidance(regions, outside, null_text, outside_text, (to_sigma(start), to_sigma(end)), form)
+    sigmas = None if percents == (0, 1) else (to_sigma(start), to_sigma(end))
+    return Guidance(regions, outside, null_text, outside_text, sigmas, form)
 
 
 def _checked(mask: Tensor) -> Tensor:
@@ -112,7 +116,7 @@ class Plan:
         self.pictures = rows // len(self.entries)
         wanted = [region.text for one in guidances for region in one.regions]
         wanted += [text for one in guidances for text in (one.null_text, one.outside_text)]
-        self._sources = [text for text in wanted if text is not None]
+        self._sources = list({id(text): text for text in wanted if text is not None}.values())
         self._texts: list[Tensor] = []
 
     @classmethod
@@ -199,9 +203,11 @@ class Plan:
             return dict.fromkeys(range(self.rows)) | dict.fromkeys(positive, self._name(last.outside_text))
         if last.null_text is None:
             return {}
-        # With zero outside, only a row that no region touches: its whole crop is another place.
-        touched = {row for part in parts if len(part.tokens) for row in part.rows.tolist() if last.outside == "zero"}
-        return dict.fromkeys(set(range(self.rows)) - touched, self._name(last.null_text))
+        rows = set(range(self.rows))
+        if last.outside == "zero":
+            # Only where no region touches the row's crop, which lies in another place altogether.
+            rows -= {row for part in parts if len(part.tokens) for row in part.rows.tolist()}
+        return dict.fromkeys(rows, self._name(last.null_text))
 
 
 def fit_to_latent(mask: Tensor, height: int, width: int) -> Tensor:

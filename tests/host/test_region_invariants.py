@@ -85,8 +85,8 @@ def test_the_region_acts_between_its_percents(tiny, sample, limits):
 
 
 def test_gradients_pass_after_a_run_without_them(tiny, sample, encode):
-    guided = guide_region(tiny.model, [Region(HALF, encode("a disc")[0][0])])
     with torch.inference_mode():
+        guided = guide_region(tiny.model, [Region(HALF.clone(), encode("a disc")[0][0].clone())])
         sample(guided, steps=1)
     seen = []
 
