@@ -10,7 +10,7 @@ from .unet_blocks import BlockKey, require_unet, transformer_blocks
 
 Grid = tuple[int, int]
 
-LAYERS = ("middle", "8x8", "16x16", "32x32", "64x64", "16x16 decoder", "decoder", "all")
+LAYERS = ("middle", "8x8", "16x16", "32x32", "64x64", "8x8 decoder", "16x16 decoder", "decoder", "all")
 
 
 def require_readable(model: ModelPatcher) -> None:

@@ -36,7 +36,8 @@ def self_attention_map(
     """O of one picture (Spin's saliency before its threshold), (1, h, w) on the finest of the layers' grids, fp32.
 
     latent: (1, C, h, w). The mean over layers, timesteps and noise draws; its own mean is 1 where the layers share one
-    grid. calibrated: each layer's mean map is standardised and its sign set by `oriented` before layers are averaged.
+    grid. calibrated: each layer's mean map is standardised and its sign set by `oriented` before layers are averaged,
+    and the result standardised again.
     """
     sums: dict[BlockKey, Tensor] = {}
     passes = 0
@@ -54,7 +55,8 @@ def self_attention_map(
     if not sums:
         raise ValueError(BLIND)
     maps = [total / passes for total in sums.values()]
-    return mean_map([oriented(one) for one in maps] if calibrated else maps)
+    # The mean of maps that agree in part deviates less than each of them.
+    return oriented(mean_map([oriented(one) for one in maps])) if calibrated else mean_map(maps)
 
 
 def word_maps(

@@ -151,6 +151,13 @@ def test_the_forward_is_conditional_and_at_the_asked_noise(tiny, text, latent):
     assert torch.allclose(x.double(), 0.18215 * latent.double() + level * noise.double(), atol=1e-5)
 
 
+def test_calibrated_maps_are_standard_deviations_above_the_border(tiny, text, latent):
+    keys = chosen_layers(tiny.model, latent, "all")
+    seen = self_attention_map(tiny.model, text, latent, keys, [300.0], calibrated=True)[0]
+    assert abs(float(seen.mean())) < 1e-5 and abs(float(seen.std(correction=0)) - 1) < 1e-5
+    assert torch.cat([seen[0], seen[-1], seen[1:-1, 0], seen[1:-1, -1]]).mean() <= 0
+
+
 @pytest.mark.parametrize("backend", ["pytorch", "split", "sub_quad"])
 def test_any_backend_gives_the_same_map(tiny, text, latent, backend, monkeypatch):
     keys = chosen_layers(tiny.model, latent, "all")
