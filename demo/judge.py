@@ -36,13 +36,15 @@ class Judge(nn.Module):
             layers += [nn.Conv2d(before, after, 3, stride=2, padding=1), _Block(after)]
         layers += [_Block(widths[-1])]
         self.body = nn.Sequential(*layers)
-        self.gather = nn.Linear(widths[-1] * 2 + widths[-1] * 16, 256)
+        self.where = nn.Conv2d(widths[-1], 32, 1)
+        self.gather = nn.Linear(widths[-1] * 2 + 32 * 16, 256)
         self.heads = nn.ModuleDict({name: nn.Linear(256, count) for name, count in HEADS.items()})
 
     def features(self, crops: Tensor) -> Tensor:
         maps = silu(self.body(crops * 2 - 1))
         # Means and peaks say what is there, the 4 x 4 map says where.
-        return silu(self.gather(torch.cat([maps.mean((2, 3)), maps.amax((2, 3)), maps.flatten(1)], 1)))
+        summary = [maps.mean((2, 3)), maps.amax((2, 3)), silu(self.where(maps)).flatten(1)]
+        return silu(self.gather(torch.cat(summary, 1)))
 
     def forward(self, crops: Tensor) -> dict[str, Tensor]:
         features = self.features(crops)
