@@ -8,7 +8,8 @@ from torch import Tensor
 from ..demo.captions import PENCIL
 from ..demo.judge import Judge, crop_boxes
 from ..demo.render import mask_boxes
-from ..demo.scenes import Scenes
+from ..demo.scenes import SIZE, Scenes
+from .finding import find_things
 from .records import Measured
 
 OBJECT = ("shape", "colour", "surface")
@@ -77,39 +78,27 @@ def trust_rows(
     ]
 
 
-@torch.no_grad()
+def judge_one(judge: Judge, image: Tensor, scenes: Scenes) -> Values:
+    """Pictures of one thing: its place is judged by the whole picture, itself by the box in which it is found."""
+    whole = torch.tensor([[0, 0, SIZE, SIZE]]).expand(len(image), -1)
+    place = verdicts(judge, crop_boxes(image, whole, 1.0))
+    thing = verdicts(judge, crop_boxes(image, find_things(image, scenes, 1)[:, 0], 1.0))
+    found = {name: (place if name in PLACE else thing)[name] for name in (*PLACE, *OBJECT)}
+    return accuracy(found, truth_of(scenes), (*PLACE, *OBJECT))
+
+
 def judge_two(judge: Judge, image: Tensor, scenes: Scenes) -> Values:
     """Pictures of two things, the first named on the left, as every such scene has them.
 
-    Where each stands up and down is not known: of crops along its half, the one that the judge is surest of counts.
     Both shapes and both colours are right if each half's are; `bound`: both at once. Pencil drawings have no colours.
     """
-    chosen = [_surest(judge, image, centre) for centre in (32, 96)]
-    rows: Values = []
-    for row in range(len(scenes)):
-        right = {
-            name: float(
-                all(int(found[name][row]) == int(getattr(scenes, name)[row, side]) for side, found in enumerate(chosen))
-            )
-            for name in ("shape", "colour")
-        }
-        told = int(scenes.style[row]) != PENCIL
-        colours = right["colour"] if told else None
-        bound = right["shape"] * right["colour"] if told else None
-        rows.append({"both shapes": right["shape"], "both colours": colours, "bound": bound})
+    boxes = find_things(image, scenes, 2)
+    rows: Values = [{"both shapes": 1.0, "both colours": 1.0, "bound": 1.0} for _ in range(len(scenes))]
+    for side in range(2):
+        found = accuracy(verdicts(judge, crop_boxes(image, boxes[:, side], 1.0)), truth_of(scenes, side))
+        for row, one in zip(rows, found, strict=True):
+            row["both shapes"] *= one["shape"]
+            told = one["colour"] is not None
+            row["both colours"] = row["both colours"] * one["colour"] if told else None
+            row["bound"] = row["bound"] * one["shape"] * one["colour"] if told else None
     return rows
-
-
-def _surest(judge: Judge, image: Tensor, centre: int, side: int = 64) -> dict[str, Tensor]:
-    """Verdicts (B,) on the crop, of those centred at x = `centre` pixels, with the most certain shape and colour."""
-    heights = range(24, 105, 8)
-    sure, found = [], []
-    for y in heights:
-        box = torch.tensor([[centre - side / 2, y - side / 2, side, side]]).expand(len(image), -1)
-        logits = judge(crop_boxes(image, box, 1.0))
-        certainty = [logits[name].log_softmax(1).amax(1) for name in ("shape", "colour")]
-        sure.append(sum(certainty))
-        found.append({name: logits[name].argmax(1) for name in ("shape", "colour")})
-    best = torch.stack(sure).argmax(0)
-    rows = torch.arange(len(image))
-    return {name: torch.stack([one[name] for one in found])[best, rows] for name in ("shape", "colour")}

@@ -79,17 +79,10 @@ def _retrieval(models: DemoModels, seeds: list[int]) -> list[Measured]:
     return judging.rows_of("CLIP: retrieval among 64", seeds, values)
 
 
-def _whole(judge: Judge, image: Tensor, scenes: Scenes) -> judging.Values:
-    """Where a generated thing stands is not known, so that the judge sees the whole picture."""
-    box = torch.tensor([[0, 0, SIZE, SIZE]]).expand(len(image), -1)
-    found = judging.verdicts(judge, crop_boxes(image, box, 1.0))
-    return judging.accuracy(found, judging.truth_of(scenes), ATTRIBUTES)
-
-
 def _one_object(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]:
     scenes = draw_scenes(seeds, objects=1)
     painted = _paint(models, scenes, seeds[0])
-    values = _whole(judge, painted, scenes)
+    values = judging.judge_one(judge, painted, scenes)
     unseen = held_out(scenes.style, scenes.shape[:, 0], scenes.colour[:, 0], scenes.surface[:, 0]).tolist()
     rare = [
         Measured(f"{GENERATED}, as no training picture", seeds[row], values[row])
@@ -102,8 +95,10 @@ def _one_object(study: Study, models: DemoModels, judge: Judge, seeds: list[int]
     return [
         *judging.rows_of(GENERATED, seeds, values),
         *rare,
-        *judging.rows_of("one object, real", seeds, _whole(judge, real, scenes)),
-        *judging.rows_of("one object, real through the VAE", seeds, _whole(judge, through_vae(models, real), scenes)),
+        *judging.rows_of("one object, real", seeds, judging.judge_one(judge, real, scenes)),
+        *judging.rows_of(
+            "one object, real through the VAE", seeds, judging.judge_one(judge, through_vae(models, real), scenes)
+        ),
     ]
 
 

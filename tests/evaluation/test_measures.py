@@ -1,13 +1,16 @@
 """Measures against closed forms, and the judge's use against pictures that it must tell apart."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
 from inlay.demo.captions import PENCIL
+from inlay.demo.judge import HEADS
 from inlay.demo.render import render
 from inlay.demo.scenes import draw_scenes
 from inlay.evaluation import judging
+from inlay.evaluation.finding import find_things
 from inlay.evaluation.measures import border_step, cut_share, exact_outside, find_object, psnr_outside, seam
 from inlay.evaluation.suites import text_paint
 
@@ -103,30 +106,38 @@ def test_shuffled_labels_are_the_same_labels_elsewhere():
     assert 0.03 < sum(by_chance) / len(by_chance) < 0.25
 
 
-class PaletteJudge:
-    """Names the shape and colour of things that are painted as one flat grey level each; grey 0.5 says nothing."""
+@pytest.mark.parametrize("count", [1, 2])
+def test_things_of_unknown_place_are_found(count):
+    scenes = draw_scenes(range(95_000_100, 95_000_148), objects=count)
+    boxes = find_things(render(scenes).image, scenes, count)
+    centres = torch.stack([thing.centre for thing in scenes.things[:count]], 1)
+    apart = (boxes[..., :2] + boxes[..., 2:] / 2 - centres).norm(dim=-1)
+    # The judge was trained on crops that are off by up to an eighth of their side.
+    assert apart.quantile(0.5) < 4 and apart.quantile(0.9) < boxes[0, 0, 2] / 8
+
+
+class TellTale:
+    """A judge that reads class numbers off the middle of a crop: red says the shape, green the colour."""
 
     def __call__(self, crops):
-        centre = crops[:, :, 24:40, 24:40]
-        level = (centre.mean((1, 2, 3)) * 7).round().long()
-        nothing = (centre.std((1, 2, 3)) > 0.02) | ((centre.mean((1, 2, 3)) - 0.5).abs() < 0.02)
-        level = torch.where(nothing, -1, level)
-        sure = torch.where(level[:, None] == torch.arange(8), 9.0, 0.0)
-        return {"shape": sure, "colour": sure}
+        middle = (crops[:, :2, 32, 32] * 7).round().long()
+        logits = {"shape": middle[:, :1] == torch.arange(8), "colour": middle[:, 1:] == torch.arange(8)}
+        unknown = {name: torch.zeros(len(crops), count) for name, count in HEADS.items()}
+        return {**unknown, **{name: found.float() for name, found in logits.items()}}
 
 
-def test_of_two_things_each_half_is_judged_where_something_stands():
-    from dataclasses import replace
-
-    scenes = draw_scenes(range(3), objects=2, style=0)
-    levels = torch.tensor([[1, 6], [1, 6], [1, 6]])
-    scenes = replace(scenes, shape=levels, colour=torch.tensor([[1, 6], [1, 5], [1, 6]]))
-    image = torch.full((3, 128, 128, 3), 0.5)
-    for row, (left, right) in enumerate([(1, 6), (1, 6), (6, 1)]):
-        image[row, 70:110, 12:52] = left / 7
-        image[row, 20:60, 76:116] = right / 7
-    values = judging.judge_two(PaletteJudge(), image, scenes)
-    assert [tuple(one.values()) for one in values] == [(1, 1, 1), (1, 0, 0), (0, 0, 0)]
+def test_of_two_things_each_side_is_judged_by_itself():
+    scenes = draw_scenes(range(4), objects=2, style=0, background=4)
+    scenes = replace(scenes, shape=torch.tensor([[1, 6]] * 4), colour=torch.tensor([[2, 5]] * 4))
+    image = render(scenes.emptied()).image
+    painted = [((1, 2), (6, 5)), ((1, 2), (6, 4)), ((1, 2), (3, 5)), ((6, 5), (1, 2))]
+    for row, things in enumerate(painted):
+        for left, (shape, colour) in zip((12, 76), things, strict=True):
+            image[row, 40:80, left : left + 40] = torch.tensor([shape / 7, colour / 7, 0.0])
+    values = judging.judge_two(TellTale(), image, scenes)
+    assert [tuple(one.values()) for one in values] == [(1, 1, 1), (1, 0, 0), (0, 1, 0), (0, 0, 0)]
+    pencil = judging.judge_two(TellTale(), image, replace(scenes, style=torch.full((4,), PENCIL)))
+    assert [one["both colours"] for one in pencil] == [None] * 4
 
 
 def test_tasks_of_the_suite_take_turns():
