@@ -66,8 +66,9 @@ def erode(mask: Tensor, radius: int) -> Tensor:
 def progressive_masks(mask: Tensor, stages: int, steps: int) -> list[Tensor]:
     """One latent mask per step, thin masks first much larger (Blended Latent Diffusion's progressive shrinking).
 
-    mask: (B, 1, h, w). The stages are dilations by squares of 3 + 2i cells, i = stages - 1 ... 0, then the mask itself.
+    mask: (B, 1, h, w). The stages are dilations by squares of 3 + 2i cells, i = stages - 1 ... 0, then the mask itself,
+    which the last step has even where there are fewer steps than stages.
     """
     ladder = [dilate(mask, i + 1) for i in reversed(range(stages))] + [mask]
     span = steps // (stages + 1) + 1
-    return [ladder[step // span] for step in range(steps)]
+    return [ladder[step // span] for step in range(steps - 1)] + [mask]

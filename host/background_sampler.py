@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from ..guidance.background import blend, inverted, mask_cells, renoised
+from ..guidance.masks import progressive_masks
 from ..guidance.noise import CandidateNoise
 from ..guidance.samplers import sample
 from ..guidance.trajectory import Trajectory
@@ -30,6 +31,7 @@ def background_sampler(
     repeats: int = 1,
     candidates: Sequence[int] | None = None,
     level_offset: int = 0,
+    progressive: int = 0,
 ) -> comfy.samplers.KSAMPLER:
     """The sampler that puts the background back after each step, at the level of the new latent.
 
@@ -38,6 +40,7 @@ def background_sampler(
     guidance.samplers.SAMPLERS; eta is ddim's. sampler: any other KSAMPLER instead, which then sees the background
     at the model's input, as with the host's own mask. candidates: the host's batch_index, so that a candidate's noise
     does not depend on its batch. level_offset: 1 repeats the off-by-one of Blended Diffusion's code, for comparison.
+    progressive: stages in which the mask shrinks from a larger one to itself, see progressive_masks; 0 is off.
     Raises ValueError for what does not fit together.
     """
     if not torch.isfinite(latent).all():
@@ -55,7 +58,10 @@ def background_sampler(
         if repeats > 1:
             raise ValueError("Repeats need ddim, ddpm or euler. Disconnect `sampler`, or set repeats to 1.")
     cells = mask_cells(mask, *latent.shape[-2:])
-    plan = _Plan(background, latent, cells, trajectory, sampler, method, eta, repeats, candidates, level_offset)
+    plan = _Plan(
+        *(background, latent, cells, trajectory, sampler),
+        *(method, eta, repeats, candidates, level_offset, progressive),
+    )
     return comfy.samplers.KSAMPLER(plan.run, inpaint_options=sampler.inpaint_options if sampler is not None else {})
 
 
@@ -75,6 +81,7 @@ class _Plan:
     repeats: int
     candidates: Sequence[int] | None
     level_offset: int
+    progressive: int
 
     @torch.no_grad()
     def run(
@@ -87,6 +94,8 @@ class _Plan:
         mask = _fit_rows(self.cells.to(x), x, "mask")
         if extra_args.get("denoise_mask") is not None:
             mask = torch.minimum(mask, extra_args["denoise_mask"])
+        if self.progressive:
+            extra_args = _widening(extra_args, sigmas, self.progressive)
         if self.background == "fixed":
             return self._with_host_mask(model, x, mask, *run)
         kept = self._kept(model, x, mask, sigmas, extra_args)
@@ -201,6 +210,21 @@ class _AtInput:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
+
+
+def _widening(extra_args: dict, sigmas: Tensor, stages: int) -> dict:
+    """The sampler's arguments with a mask that starts wider; another pack's function then shapes it further."""
+    options = extra_args.get("model_options", {})
+    previous = options.get("denoise_mask_function")
+    levels = sigmas[:-1].tolist()
+
+    def widen(sigma: Tensor, mask: Tensor, extra_options: dict) -> Tensor:
+        # Some samplers ask between two levels: the step that they are in counts.
+        step = max(sum(level >= float(sigma.max()) * (1 - 1e-5) for level in levels) - 1, 0)
+        wide = progressive_masks(mask, stages, len(levels))[step]
+        return wide if previous is None else previous(sigma, wide, extra_options=extra_options)
+
+    return {**extra_args, "model_options": {**options, "denoise_mask_function": widen}}
 
 
 def _fit_rows(rows: Tensor, x: Tensor, what: str) -> Tensor:

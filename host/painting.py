@@ -17,13 +17,14 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.batches import as_one_batch
-from ..guidance.masks import fit_mask, latent_mask, require_region
+from ..guidance.masks import dilate, fit_mask, latent_mask, require_region
 from ..guidance.paste import fill_smoothly, paste_back
 from ..guidance.samplers import SAMPLERS
 from ..guidance.trajectory import Trajectory
 from .background_sampler import background_sampler
 from .cancelled import keep_pictures
 from .candidates import candidates_that_fit, draws_by_batch
+from .decoder_tuning import decode_tuned
 from .inpaint_channels import hole, inpaint_channels, repeated, takes_masked_image
 from .inversion import invert_latent
 from .pictures import decode_picture, encode_picture, pad_mask
@@ -33,14 +34,15 @@ logger = logging.getLogger("inlay")
 
 SAMPLER_NAMES = [*SAMPLERS, *(name for name in comfy.samplers.SAMPLER_NAMES if name not in SAMPLERS)]
 SCHEDULER_NAMES = list(comfy.samplers.SCHEDULER_NAMES)
-PASTES = ("feather", "exact", "none")
+TUNED = "decoder tuning"
+PASTES = ("feather", "exact", "none", TUNED)
 
 
 @dataclass(frozen=True)
 class PaintSettings:
     """What the paint job does. background: inverted, renoised, fixed or none. sampler: guidance.samplers.SAMPLERS or
-    any of the host's. repeats: of each step (ours only). paste: feather, exact or none; feather: pixels.
-    at_once: candidates in one batch, 0 for as many as fit.
+    any of the host's. repeats: of each step (ours only). paste: one of PASTES; feather: pixels. at_once: candidates in
+    one batch, 0 for as many as fit. eta: ddim's, 0 to 1. progressive: stages of a mask that shrinks to itself, 0: none.
     """
 
     steps: int = 30
@@ -57,6 +59,8 @@ class PaintSettings:
     feather: int = 4
     colour_match: str = "none"
     at_once: int = 0
+    eta: float = 0.0
+    progressive: int = 0
 
 
 def schedule(model: ModelPatcher, settings: PaintSettings) -> Tensor:
@@ -118,17 +122,20 @@ def paint(
         trajectory, _ = invert_latent(model, latent, height, width, empty, steps=settings.inversion_steps)
 
     # The host adds the latent to the noise at the highest level too; in the mask that would show the old content.
-    inside = latent_mask(padded, *latent.shape[-2:]).to(latent)
+    inside = dilate(latent_mask(padded, *latent.shape[-2:]), settings.progressive).to(latent)
     start = latent * (1 - inside) if from_noise else latent
 
-    def finish(samples: Tensor) -> Tensor:
-        picture = decode_picture(vae, samples, height, width).to(image)
+    def finish(samples: Tensor, tune: bool = settings.paste == TUNED) -> Tensor:
+        times = len(samples) // len(image)
+        own, place = image.repeat(times, 1, 1, 1), mask.repeat(times, 1, 1)
+        if tune:
+            picture = decode_tuned(vae, samples, own, place)
+        else:
+            picture = decode_picture(vae, samples, height, width).to(image)
         if settings.paste == "none":
             return picture
-        times = len(picture) // len(image)
         feather = settings.feather if settings.paste == "feather" else 0
-        own = image.repeat(times, 1, 1, 1), picture, mask.repeat(times, 1, 1)
-        return paste_back(*own, feather, settings.colour_match)
+        return paste_back(own, picture, place, feather, settings.colour_match)
 
     job = _Job(settings, guider, latent, start, padded, trajectory, levels, channels)
     images, samples = [], []
@@ -137,8 +144,10 @@ def paint(
             samples.append(part)
             images.append(finish(part))
     except comfy.model_management.InterruptProcessingException:
+        reached = samples[len(images) :]
         if job.view is not None and job.view.isfinite().all():
-            images.append(finish(painter.model.process_latent_out(job.view.float().cpu())))
+            reached.append(painter.model.process_latent_out(job.view.float().cpu()))
+        images += [finish(part, tune=False) for part in reached]
         if images:
             keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
         raise
@@ -209,8 +218,10 @@ class _Job:
             path,
             sampler=None if own else comfy.samplers.sampler_object(settings.sampler),
             method=settings.sampler if own else "ddim",
+            eta=settings.eta,
             repeats=settings.repeats,
             candidates=numbers,
+            progressive=settings.progressive,
         )
         show = steps_progress(self.guider.model_patcher, self.total)
         steps = len(self.levels) - 1

@@ -99,7 +99,8 @@ class Paint(io.ComfyNode):
                     options=list(PASTES),
                     default="feather",
                     tooltip="feather: the original outside the mask, a soft transition inside it. exact: a hard edge. "
-                    "none: the decoder's own background.",
+                    "none: the decoder's own background. decoder tuning: fits a copy of the decoder to the picture, "
+                    "then a hard edge.",
                 ),
                 io.Int.Input(
                     "feather", default=4, min=0, max=256, tooltip="Pixels of the transition, inside the mask only."
@@ -139,6 +140,26 @@ class Paint(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Candidates in one batch; 0: as many as fit into memory. The results do not depend on it.",
+                ),
+                io.Float.Input(
+                    "eta",
+                    default=0.0,
+                    min=0.0,
+                    max=1.0,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Fresh noise in each step of ddim: 0 none, 1 as much as ddpm.",
+                ),
+                io.Int.Input(
+                    "progressive",
+                    default=0,
+                    min=0,
+                    max=16,
+                    optional=True,
+                    advanced=True,
+                    tooltip="For thin masks: they start this many latent cells wider on each side and shrink to "
+                    "themselves. 0 is off. Not for background `none`.",
                 ),
             ],
             outputs=[
