@@ -16,6 +16,7 @@ _MODULES: tuple[str, ...] = (
     "concept_region",
     "swap",
     "clip_guidance",
+    "style_guidance",
     "reference",
 )
 
