@@ -2,7 +2,9 @@
 
 import ctypes
 import gc
+import platform
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -95,9 +97,8 @@ def peak_memory(job: Job) -> int:
 
 def _return_free_memory() -> None:
     """glibc keeps what was freed, so that a second run would seem to need nothing."""
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-    if trim is not None:
-        trim(0)
+    if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 class _Watch:

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import comfy.clip_vision
 import comfy.model_management
 import comfy.sample
 import comfy.samplers
@@ -11,9 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..guidance.reference import ReferenceEncoder
 from ..guidance.trajectory import Trajectory
-from .clip_pairs import prepare_pictures
 from .pictures import encode_picture
 
 LATENT_CHANNELS = 4
@@ -110,15 +107,3 @@ def replay(model: ModelPatcher, positive: list, trajectory: Trajectory, end: Ten
     sampler = comfy.samplers.sampler_object("ddim")
     latent = guider.sample(torch.zeros_like(end), end, sampler, sigmas, disable_pbar=True, seed=0)
     return latent.to(comfy.model_management.intermediate_device())
-
-
-@torch.no_grad()
-def tell_by_reference(
-    encoder: ReferenceEncoder, vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor
-) -> tuple[list, list]:
-    """Positive and negative CONDITIONING of reference pictures (B, H, W, 3), which show the thing alone."""
-    comfy.model_management.load_model_gpu(vision.patcher)
-    prepared = prepare_pictures(vision, pictures.movedim(-1, 1).to(vision.load_device).float(), clamp=True)
-    pooled = vision.model.vision_model(prepared)[2].float().cpu()
-    tokens = encoder(pooled)
-    return [[tokens, {}]], [[encoder.null.expand_as(tokens).clone(), {}]]

@@ -15,10 +15,11 @@ from ...demo.weights import load_part, weights_path
 from ...guidance.paste import paste_back
 from ...host.clip_pairs import embed_pictures, embed_text
 from ...host.demo_world import DemoModels, load_demo_models
-from ...host.generate import encode_texts, generate, replay, tell_by_reference
+from ...host.generate import encode_texts, generate, replay
 from ...host.inversion import invert_latent
 from ...host.painting import PaintSettings, paint
 from ...host.pictures import decode_picture, encode_picture
+from ...host.reference_conditioning import reference_conditioning
 from .. import judging
 from ..claims import Claim, Floor
 from ..measures import exact_outside, psnr_outside
@@ -143,8 +144,9 @@ def _inversion(study: Study, models: DemoModels, seeds: list[int]) -> list[Measu
 
 def _inpainting(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]:
     tasks = draw_tasks(seeds, "fill")
-    crops = crop_boxes(tasks.reference, judging.mask_boxes(tasks.reference_mask), 1.15).movedim(1, -1)
-    positive, negative = tell_by_reference(models.reference_encoder, models.clip_vision, crops)
+    positive, negative = reference_conditioning(
+        models.reference_encoder, models.clip_vision, tasks.reference, tasks.reference_mask
+    )
     settings = PaintSettings(steps=STEPS, cfg=CFG, seed=seeds[0], background="fixed", paste="none")
     painted, _ = paint(models.model, positive, negative, models.vae, tasks.image, tasks.mask, settings)
     pasted = paste_back(tasks.image, painted, tasks.mask)

@@ -1,10 +1,7 @@
-"""The helpers of evaluation: batches of texts, the host's own inpainting, replay, reference conditioning."""
+"""The helpers of evaluation: batches of texts, the host's own inpainting, replay."""
 
-import pytest
 import torch
-from inlay.demo.training.clip import clip_pixels
-from inlay.guidance.reference import ReferenceEncoder
-from inlay.host.generate import encode_texts, generate, inpaint_as_the_host, replay, tell_by_reference
+from inlay.host.generate import encode_texts, generate, inpaint_as_the_host, replay
 from inlay.host.inversion import invert_latent
 
 TEXTS = ["a red star on a beach", "", "a blue ring at night"]
@@ -56,17 +53,3 @@ def test_replay_returns_to_the_start_of_a_fine_inversion(tiny):
         path, end = invert_latent(tiny.model, latent, 128, 128, empty, sigmas=torch.linspace(0.05, 0.8, steps))
         errors.append((replay(tiny.model, empty, path, end) - latent).norm().item() / latent.norm().item())
     assert errors[1] < 0.5 * errors[0] and errors[1] < 0.2
-
-
-def test_reference_tokens_are_those_of_training(tiny):
-    torch.manual_seed(0)
-    projection = torch.nn.Linear(128, 128)
-    encoder = ReferenceEncoder(projection, torch.randn(1, 1, 128), 128)
-    crops = torch.rand(2, 64, 64, 3)
-    positive, negative = tell_by_reference(encoder, tiny.clip_vision, crops)
-    with torch.no_grad():
-        want = projection(tiny.clip_vision.model.vision_model(clip_pixels(crops))[2])
-    torch.testing.assert_close(positive[0][0][:, 0], want, rtol=1e-4, atol=1e-5)
-    assert torch.equal(negative[0][0], encoder.null.expand(2, 1, 128))
-    with pytest.raises(RuntimeError):
-        tell_by_reference(ReferenceEncoder(torch.nn.Linear(64, 128), encoder.null, 64), tiny.clip_vision, crops)
