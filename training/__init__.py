@@ -1,0 +1,1 @@
+"""Losses and loops of everything that Inlay trains. Pure torch."""

@@ -1,0 +1,155 @@
+"""The loop of textual inversion: a few vectors, AdamW, accumulated gradients, and a state that can be resumed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import torch
+from torch import Tensor
+
+# A power of two: it keeps half precision from rounding small gradients to 0 and cancels without a trace.
+LOSS_SCALE = 1024.0
+BETAS = (0.9, 0.999)
+WEIGHT_DECAY = 1e-2
+SYMMETRY_NOISE = 1e-3
+
+Vectors = dict[str, Tensor]
+Texts = Sequence[Tensor]
+
+
+@dataclass(frozen=True)
+class Draw:
+    """One training example. picture: its index. flip: mirrored. timestep: of the schedule. noise: (1, C, h, w)."""
+
+    picture: int
+    flip: bool
+    timestep: int
+    noise: Tensor
+
+
+def draw_example(
+    seed: int, step: int, part: int, pictures: int, timesteps: int, shape: Sequence[int], flips: bool
+) -> Draw:
+    """The example of one accumulation part of one step: the same on every device, and whether resumed or not."""
+    key = blake2b(f"{seed} concept {step} {part}".encode(), digest_size=8).digest()
+    generator = torch.Generator("cpu").manual_seed(int.from_bytes(key, "big"))
+
+    def below(end: int) -> int:
+        return int(torch.randint(end, (), generator=generator))
+
+    picture, flip, timestep = below(pictures), below(2) == 1, below(timesteps)
+    return Draw(picture, flip and flips, timestep, torch.randn(1, *shape, generator=generator))
+
+
+def initial_vectors(table: Tensor, tokens: int, word: Tensor | None, generator: torch.Generator) -> Tensor:
+    """(tokens, C) fp32 to start from.
+
+    table: (V, C), the encoder's embeddings. word: (k, C), the vectors of an initial word, spread over the tokens, with
+    a little noise where they repeat; None draws from the table's mean and deviation.
+    """
+    noise = torch.randn(tokens, table.shape[1], generator=generator)
+    if word is None:
+        table = table.float().cpu()
+        return table.mean(0) + noise * table.std(0)
+    spread = word.float().cpu()[torch.arange(tokens) * len(word) // tokens]
+    return spread + SYMMETRY_NOISE * noise if len(word) < tokens else spread
+
+
+@dataclass(frozen=True)
+class ConceptSettings:
+    """objective: of OBJECTIVES. weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus.
+    threshold: gamma. mask_source: of MASK_SOURCES; auto takes masks where there are some. precision: of the UNet.
+    preview_every: steps, 0 for none.
+    """
+
+    objective: str = "saliency focus"
+    tokens: int = 6
+    init_word: str = ""
+    steps: int = 200
+    learning_rate: float = 5e-4
+    accumulation: int = 4
+    scale_lr: bool = False
+    weight: float = 1.0
+    snr_cap: float = 5.0
+    norm: bool = False
+    mask_source: str = "auto"
+    layer: str = "auto"
+    threshold: float = 1.0
+    flips: bool = True
+    seed: int = 0
+    precision: str = "auto"
+    checkpointing: bool = False
+    preview_every: int = 25
+    resume: bool = True
+
+
+class ConceptTraining:
+    """Trains vectors {encoder: (n, C)} in place, in fp32. Everything that the next step depends on is in `state()`."""
+
+    def __init__(self, vectors: Mapping[str, Tensor], learning_rate: float, accumulation: int) -> None:
+        """Raises ValueError for a learning rate that is not above 0."""
+        if not learning_rate > 0:
+            raise ValueError("The learning rate is 0, so nothing would be learned. Set it above 0, for example 0.0005.")
+        self.vectors: Vectors = {key: value.detach().float().clone().requires_grad_() for key, value in vectors.items()}
+        self.accumulation = accumulation
+        self.losses: list[float] = []
+        self.optimizer = torch.optim.AdamW(
+            self.vectors.values(), lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
+        )
+
+    @property
+    def done(self) -> int:
+        return len(self.losses)
+
+    def step(self, encode: Callable[[Vectors], Texts], loss: Callable[[Texts, int], Tensor]) -> float:
+        """One update; returns its loss.
+
+        encode: the vectors to the text encoder's outputs, once a step. loss(texts, part): the scalar loss of one of
+        the `accumulation` parts. Each part's graph ends at the texts, so that the text encoder is run, and gone back
+        through, once for all of them. Raises ValueError where the loss or the gradient is not finite.
+        """
+        texts = [text for text in encode(self.vectors) if text is not None]
+        leaves = [text.detach().requires_grad_() for text in texts]
+        total = 0.0
+        for part in range(self.accumulation):
+            value = loss(leaves, part) / self.accumulation
+            self._require_finite(value, "loss")
+            (value * LOSS_SCALE).backward()
+            total += float(value.detach())
+        used = [(text, leaf.grad) for text, leaf in zip(texts, leaves, strict=True) if leaf.grad is not None]
+        self.optimizer.zero_grad()
+        torch.autograd.backward([text for text, _ in used], [gradient for _, gradient in used])
+        for vector in self.vectors.values():
+            vector.grad /= LOSS_SCALE
+            self._require_finite(vector.grad, "gradient")
+        self.optimizer.step()
+        self.losses.append(total)
+        return total
+
+    def state(self) -> dict[str, Tensor]:
+        """All tensors of a checkpoint, on the CPU."""
+        state = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for key, vector in self.vectors.items():
+            state[f"vectors.{key}"] = vector
+            for name, value in self.optimizer.state[vector].items():
+                state[f"optimizer.{key}.{name}"] = value
+        return {key: value.detach().cpu().clone() for key, value in state.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.losses = state["losses"].tolist()
+        for key, vector in self.vectors.items():
+            vector.data.copy_(state[f"vectors.{key}"])
+            start = f"optimizer.{key}."
+            self.optimizer.state[vector] = {
+                # AdamW keeps its count on the CPU.
+                name[len(start) :]: value.clone() if value.ndim == 0 else value.to(vector.device, copy=True)
+                for name, value in state.items()
+                if name.startswith(start)
+            }
+
+    def _require_finite(self, value: Tensor, what: str) -> None:
+        if not torch.isfinite(value).all():
+            raise ValueError(
+                f"The {what} is not a number in step {self.done + 1}. "
+                "Lower the learning rate, or train in fp32 or bf16."
+            )
