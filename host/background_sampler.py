@@ -97,7 +97,7 @@ class _Plan:
         if self.progressive:
             extra_args = _widening(extra_args, sigmas, self.progressive)
         if self.background == "fixed":
-            return self._with_host_mask(model, x, mask, *run)
+            return self._with_host_mask(model, x, mask, sigmas, extra_args, callback, disable)
         kept = self._kept(model, x, mask, sigmas, extra_args)
         run = (sigmas, {**extra_args, "denoise_mask": None}, callback, disable)
         if self.sampler is None:

@@ -1,0 +1,106 @@
+"""Blended Diffusion as one job: CLIP guidance, the paint job over a re-noised background, and the ranking."""
+
+import logging
+import math
+from dataclasses import dataclass, replace
+
+import comfy.clip_vision
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..guidance.masks import fit_mask, require_region
+from .clip_guidance_patch import ClipOptions, guide_by_clip
+from .painting import PaintSettings, paint
+from .ranking import rank_pictures, score_pictures
+from .tokens import encode_text
+
+logger = logging.getLogger("inlay")
+
+# Background and sampler of the paper's algorithms 2, 3 and 1.
+ALGORITHMS = {"ddpm": ("renoised", "ddpm"), "ddim": ("renoised", "ddim"), "local": ("none", "ddpm")}
+
+
+@dataclass(frozen=True)
+class BlendModels:
+    """The model that paints, its text encoder and VAE, and CLIP's vision tower, the text encoder's other half."""
+
+    model: ModelPatcher
+    clip: comfy.sd.CLIP
+    vae: comfy.sd.VAE
+    vision: comfy.clip_vision.ClipVisionModel
+
+
+@dataclass(frozen=True)
+class BlendTexts:
+    """text: what the place shows, empty for removal. condition: whether the model is told it, or CLIP alone steers.
+
+    positive, negative: CONDITIONING that the model is told instead of the text and of the empty prompt.
+    """
+
+    text: str
+    condition: bool = True
+    positive: list | None = None
+    negative: list | None = None
+
+
+def blend_settings(algorithm: str, **settings: object) -> PaintSettings:
+    """The paint job of an algorithm: ddpm (2), ddim (3) or local (1). settings: the other fields of PaintSettings."""
+    background, sampler = ALGORITHMS[algorithm]
+    return PaintSettings(background=background, sampler=sampler, **settings)
+
+
+def blend_pictures(
+    models: BlendModels,
+    image: Tensor,
+    mask: Tensor,
+    texts: BlendTexts,
+    settings: PaintSettings,
+    options: ClipOptions,
+    keep: int = 0,
+    sigmas: Tensor | None = None,
+) -> tuple[Tensor, list[float]]:
+    """The best `keep` candidates (0: all), best first, and their scores; of a batch, picture after picture.
+
+    image: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W), 1 = generate, neither empty nor full. Without a text there is
+    no guidance, the candidates stay in their order and the scores are NaN. A model that is told nothing runs at cfg 1.
+    The same, bit for bit, as guide_by_clip, paint and score_pictures one after another. Raises ValueError for what is
+    wrong before anything is painted.
+    """
+    if models.clip is None:
+        raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
+    mask = fit_mask(mask, *image.shape[1:3])
+    require_region(mask)
+    if (mask.flatten(1).amin(1) > 0).any():
+        raise ValueError("The mask covers the whole picture, so nothing is left to blend with. Leave a part black.")
+    told = bool(texts.text.strip())
+    if not told and settings.background == "none":
+        raise ValueError("The algorithm `local` follows a text. Give one, or choose ddpm or ddim for a removal.")
+    background = image if settings.background == "none" else None
+    parts = models.model, models.vae, models.clip, models.vision
+    guided = guide_by_clip(*parts, texts.text, None, mask, background, options)
+    empty = encode_text(models.clip, "") if texts.negative is None else texts.negative
+    if texts.condition and (texts.positive is not None or told):
+        positive = encode_text(models.clip, texts.text) if texts.positive is None else texts.positive
+    else:
+        # Both halves of classifier-free guidance would be the same.
+        positive, settings = empty, replace(settings, cfg=1.0)
+    images, _ = paint(guided, positive, empty, models.vae, image, mask, settings, sigmas=sigmas)
+    if not told:
+        logger.info("There is no text to rank the candidates by: they stay in their order, with scores that are NaN.")
+        scores = torch.full((len(images),), math.nan)
+    else:
+        places = mask.repeat(settings.candidates, 1, 1) if len(mask) > 1 else mask
+        scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
+    return best_of_each(images, scores, len(images) // settings.candidates, keep)
+
+
+def best_of_each(images: Tensor, scores: Tensor, pictures: int, keep: int) -> tuple[Tensor, list[float]]:
+    """The best of each picture's candidates. images: (candidates * pictures, H, W, 3), candidate after candidate."""
+    best, values = [], []
+    for row in range(pictures):
+        some, its, _ = rank_pictures(images[row::pictures], scores[row::pictures], keep)
+        best.append(some)
+        values += its
+    return torch.cat(best), values

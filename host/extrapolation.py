@@ -1,0 +1,121 @@
+"""A picture grown beyond its sides, by paint jobs at its edge."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import comfy.clip_vision
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..guidance.extrapolation import SIDES, grow, grow_mask, outermost, place_at, plan_side
+from .cancelled import keep_pictures
+from .clip_guidance_patch import ClipOptions, guide_by_clip
+from .painting import PaintSettings, paint
+from .tokens import encode_text
+
+LARGEST = 8192
+
+
+@dataclass(frozen=True)
+class ExtrapolateSettings:
+    """first_level, last_level: where an extent's first and last strip start, 0 to 1. clean_up: the level of the pass
+    over all of them, 0 for none. sampler, scheduler: as in PaintSettings. feather: pixels, inside the new area.
+    strength: of the guidance by CLIP, normalised.
+    """
+
+    steps: int = 30
+    cfg: float = 5.0
+    seed: int = 0
+    first_level: float = 0.5
+    last_level: float = 0.9
+    clean_up: float = 0.25
+    sampler: str = "ddim"
+    scheduler: str = "normal"
+    feather: int = 4
+    strength: float = 0.1
+
+
+@torch.no_grad()
+def extrapolate(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    widths: Mapping[str, int],
+    prompts: Mapping[str, str],
+    settings: ExtrapolateSettings,
+    negative: str = "",
+    vision: comfy.clip_vision.ClipVisionModel | None = None,
+) -> tuple[Tensor, Tensor]:
+    """The grown pictures (B, H', W', 3) and the mask (B, H', W') of their new area, 1 = new.
+
+    image: (B, H, W, 3) in [0, 1]; its pixels come back bit for bit. widths: pixels by side, any number. prompts: one
+    for each side that grows. The sides grow in the order of SIDES, so that top and bottom fill the corners. vision: the
+    other half of the CLIP, to guide by it too. Raises ValueError for nothing to grow and beyond a sane size. On cancel
+    the pictures so far are kept and shown, and the host's interrupt goes on.
+    """
+    if clip is None:
+        raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
+    canvas = image[..., :3].float()
+    extents = {side: canvas.shape[2 if side in ("left", "right") else 1] for side in SIDES}
+    _require_sane_size(extents, widths)
+    plans = {
+        side: list(plan_side(extents[side], widths[side], settings.first_level, settings.last_level, settings.clean_up))
+        for side in SIDES
+    }
+    texts = {text: encode_text(clip, text) for text in {negative, *(prompts[side] for side in SIDES if plans[side])}}
+    new = torch.zeros(canvas.shape[:3], device=canvas.device)
+    total, done = sum(map(len, plans.values())), 0
+    try:
+        for side in SIDES:
+            for edit in plans[side]:
+                canvas, new = grow(canvas, side, edit.added), grow_mask(new, side, edit.added)
+                window = outermost(canvas, side, edit.window)
+                place = place_at(window, side, edit)
+                text, guided = prompts[side], model
+                if vision is not None:
+                    options = ClipOptions(strength=settings.strength)
+                    guided = guide_by_clip(model, vae, clip, vision, text, None, place, None, options)
+                job = _job(settings, edit.level, done)
+                painted, _ = paint(guided, texts[text], texts[negative], vae, window, place, job)
+                canvas = canvas.clone()
+                outermost(canvas, side, edit.window).copy_(painted)
+                done += 1
+    except comfy.model_management.InterruptProcessingException:
+        keep_pictures(canvas, "inlay_cancelled", done, total)
+        raise
+    return canvas, new
+
+
+def _job(settings: ExtrapolateSettings, level: float, number: int) -> PaintSettings:
+    return PaintSettings(
+        steps=settings.steps,
+        cfg=settings.cfg,
+        seed=(settings.seed + number) % 2**64,
+        background="renoised",
+        sampler=settings.sampler,
+        scheduler=settings.scheduler,
+        denoise=level,
+        paste="feather",
+        feather=settings.feather,
+    )
+
+
+def _require_sane_size(extents: Mapping[str, int], widths: Mapping[str, int]) -> None:
+    if not any(widths.values()):
+        raise ValueError("There is no side to grow. Give left, right, top or bottom a width above 0.")
+    width = extents["left"] + widths["left"] + widths["right"]
+    height = extents["top"] + widths["top"] + widths["bottom"]
+    if max(width, height) > LARGEST:
+        raise ValueError(
+            f"The picture would become {width} x {height} pixels. Grow it to at most {LARGEST} on a side, "
+            "or scale it down first."
+        )
+    if min(extents.values()) < 8:
+        raise ValueError(
+            f"The picture is {extents['left']} x {extents['top']} pixels, too small to grow. "
+            "Give one of at least 8 x 8."
+        )

@@ -1,0 +1,176 @@
+"""Blended Diffusion as one node against the same graph wired by hand, and the decoder fitted to the background."""
+
+import math
+
+import comfy.model_management
+import pytest
+import torch
+from inlay.host import decoder_tuning, painting
+from inlay.host.decoder_tuning import decode_tuned
+from inlay.host.painting import PaintSettings, paint
+from inlay.host.pictures import decode_picture, encode_picture
+from inlay.nodes.blend import Blend
+from inlay.nodes.clip_guidance import ClipGuidance
+from inlay.nodes.paint import Paint
+from inlay.nodes.rank import Rank
+
+H, W = 64, 72
+IMAGE = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))
+MASK = torch.zeros(1, H, W)
+MASK[:, 16:35, 24:50] = 1
+OUTSIDE = MASK[0] == 0
+TEXT = "a red star"
+
+
+def defaults(node, **given):
+    """A node's widgets as the page sends them."""
+    widgets = {socket.id: socket.default for socket in node.define_schema().inputs if hasattr(socket, "default")}
+    return {name: value for name, value in widgets.items() if value is not None} | given
+
+
+@pytest.fixture(scope="module")
+def blend(tiny):
+    def run(image=IMAGE, mask=MASK, clip=tiny.clip, clip_vision=tiny.clip_vision, **given):
+        few = {"text": TEXT, "steps": 2, "seed": 3, "candidates": 2, "keep": 0, "augmentations": 1}
+        widgets = defaults(Blend, **{**few, **given})
+        with torch.inference_mode():
+            return Blend.execute(tiny.model, clip, tiny.vae, clip_vision, image, mask, **widgets).result
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "algorithm, condition, progressive",
+    [("ddpm", True, 2), ("ddim", False, 0), ("local", True, 0)],
+)
+def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition, progressive):
+    images, scores = blend(algorithm=algorithm, condition=condition, progressive=progressive)
+    local = algorithm == "local"
+    with torch.inference_mode():
+        guided = ClipGuidance.execute(
+            *(tiny.model, tiny.vae, tiny.clip_vision, MASK),
+            **defaults(ClipGuidance, text=TEXT, augmentations=1, background_weight=10.0 if local else 0.0),
+            clip=tiny.clip,
+            image=IMAGE,
+        ).result[0]
+        painted = Paint.execute(
+            *(guided, encode(TEXT if condition else ""), encode(""), tiny.vae, IMAGE, MASK),
+            **defaults(
+                Paint, steps=2, seed=3, candidates=2, cfg=5.0 if condition else 1.0, denoise=0.75, paste="exact",
+                sampler="ddim" if algorithm == "ddim" else "ddpm", background="none" if local else "renoised",
+                progressive=progressive,
+            ),
+        ).result[0]  # fmt: skip
+        ranked = Rank.execute(painted, tiny.clip_vision, 0, clip=tiny.clip, text=TEXT, mask=MASK).result
+    assert torch.equal(images, ranked[0]) and scores == ranked[1]
+    assert scores[0] >= scores[1] and not torch.equal(images[0], images[1])
+    assert all(torch.equal(image[OUTSIDE], IMAGE[0][OUTSIDE]) for image in images)
+
+
+def test_an_empty_text_removes_and_does_not_rank(tiny, encode, blend):
+    images, scores = blend(text=" ", strength=50.0)
+    settings = PaintSettings(2, 1.0, 3, 2, "renoised", "ddpm", denoise=0.75, paste="exact")
+    want, _ = paint(tiny.model, encode(""), encode(""), tiny.vae, IMAGE, MASK, settings)
+    assert torch.equal(images, want) and all(math.isnan(score) for score in scores)
+
+
+def test_a_conditioning_of_the_users_own_is_what_the_model_is_told(encode, blend):
+    own = blend(positive=encode("a blue ring"), negative=encode("snow"))[0]
+    assert not torch.equal(own, blend()[0])
+    assert torch.equal(blend(positive=encode(TEXT), negative=encode(""))[0], blend()[0])
+
+
+def test_a_batch_keeps_the_best_of_each_picture(blend):
+    image = torch.cat([IMAGE, IMAGE.flip(1)])
+    mask = torch.cat([MASK, MASK.flip(2)])
+    images, scores = blend(image=image, mask=mask, keep=1)
+    assert images.shape == (2, H, W, 3) and len(scores) == 2
+    for row in range(2):
+        outside = mask[row] == 0
+        assert torch.equal(images[row][outside], image[row][outside])
+
+
+def test_progressive_masks_touch_neither_the_end_nor_the_outside(tiny, encode):
+    thin = torch.zeros(1, H, W)
+    thin[:, 24:32, 32:40] = 1
+    settings = PaintSettings(2, candidates=1, denoise=0.8, paste="exact", inversion_steps=2)
+    latent = encode_picture(tiny.vae, IMAGE)
+    for background in ("inverted", "renoised", "fixed"):
+        ends = []
+        for progressive in (0, 2):
+            changed = PaintSettings(**{**vars(settings), "background": background, "progressive": progressive})
+            images, end = paint(tiny.model, encode(TEXT), encode(""), tiny.vae, IMAGE, thin, changed)
+            assert torch.equal(images[0][thin[0] == 0], IMAGE[0][thin[0] == 0])
+            cells = torch.ones(8, 9, dtype=torch.bool)
+            cells[3, 4] = False
+            assert (end["samples"] - latent)[0][:, cells].abs().max() < 1e-5
+            ends.append(end["samples"])
+        assert not torch.equal(*ends)
+
+
+def weights(vae):
+    return {name: value.clone() for name, value in vae.first_stage_model.state_dict().items()}
+
+
+def assert_untouched(vae, before):
+    after = vae.first_stage_model.state_dict()
+    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("size", [(H, W), (61, 67)])
+def test_a_tuned_decoder_shows_the_background_better_and_leaves_the_vae_alone(tiny, monkeypatch, size):
+    monkeypatch.setattr(decoder_tuning, "LEARNING_RATE", 1e-3)
+    height, width = size
+    image, mask = IMAGE[:, :height, :width], MASK[:, :height, :width]
+    sample = encode_picture(tiny.vae, image.flip(2))
+    before = weights(tiny.vae)
+    plain = decode_picture(tiny.vae, sample, height, width)
+    with torch.inference_mode():
+        tuned = decode_tuned(tiny.vae, sample, image, mask, steps=4)
+        again = decode_tuned(
+            tiny.vae, sample.repeat(2, 1, 1, 1), *(it.repeat(2, *[1] * (it.ndim - 1)) for it in (image, mask)), steps=4
+        )
+    outside = mask[0] == 0
+    assert tuned.shape == image.shape
+    assert (tuned - image)[0][outside].square().mean() < 0.9 * (plain - image)[0][outside].square().mean()
+    assert torch.equal(again[1], tuned[0])
+    assert (decode_tuned(tiny.vae, sample, image, mask, steps=0) - plain).abs().max() < 1e-5
+    assert_untouched(tiny.vae, before)
+    assert torch.equal(decode_picture(tiny.vae, sample, height, width), plain)
+
+
+def test_cancel_while_tuning_keeps_the_pictures_and_the_weights(tiny, blend, monkeypatch):
+    before, kept, calls = weights(tiny.vae), [], []
+
+    def press_cancel(*_):
+        calls.append(0)
+        if len(calls) == 2:
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+
+    monkeypatch.setattr(decoder_tuning, "mse_loss", lambda a, b: press_cancel() or (a - b).square().mean())
+    monkeypatch.setattr(painting, "keep_pictures", lambda images, *_: kept.append(images))
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        blend(paste="decoder tuning")
+    assert_untouched(tiny.vae, before)
+    assert len(calls) == 2 and kept[0].shape == (2, H, W, 3)
+    assert torch.equal(kept[0][1][OUTSIDE], IMAGE[0][OUTSIDE])
+
+
+def test_bad_input_is_one_clear_sentence(tiny, blend):
+    for message, given in (
+        ("mask is empty", {"mask": torch.zeros(1, H, W)}),
+        ("covers the whole picture", {"mask": torch.ones(1, H, W)}),
+        ("fills 2 x 77 tokens", {"text": "star " * 90}),
+        ("no text encoder", {"clip": None}),
+        ("`local` follows a text", {"text": "", "algorithm": "local"}),
+    ):
+        with pytest.raises(ValueError, match=message):
+            blend(**given)
+    narrow = type("Narrow", (), {"model_type": "clip_vision_model", "model": torch.nn.Module()})()
+    narrow.model.visual_projection = torch.nn.Linear(8, 5)
+    with pytest.raises(ValueError, match="no CLIP pair"):
+        blend(clip_vision=narrow)
+    with pytest.raises(ValueError, match="no decoder that can be tuned"):
+        bare = type("Bare", (), {"first_stage_model": torch.nn.Module(), "latent_dim": 2})()
+        decode_tuned(bare, torch.zeros(1, 4, 8, 9), IMAGE, MASK)
