@@ -128,10 +128,11 @@ def test_dino_and_siglip_give_their_patches_too():
     from inlay.host.gradients import gradient_phase
 
     config = {**build.VISION_CONFIG, "num_hidden_layers": 2, "layer_norm_eps": 1e-6, "use_swiglu_ffn": False}
-    for kind, start in (("siglip_vision_model", 0), ("dinov2", 1)):
+    # Old hosts' DINO takes 37 x 37 patches and nothing else.
+    for kind, start, size in (("siglip_vision_model", 0, {}), ("dinov2", 1, {"image_size": 518, "patch_size": 14})):
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "vision.json")
-            path.write_text(json.dumps({**config, "model_type": kind}))
+            path.write_text(json.dumps({**config, **size, "model_type": kind}))
             vision = comfy.clip_vision.ClipVisionModel(str(path))
         vision.model.float()
         build.initialise(vision.model, 0)
