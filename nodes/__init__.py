@@ -16,6 +16,8 @@ _MODULES: tuple[str, ...] = (
     "concept_region",
     "swap",
     "clip_guidance",
+    "blend",
+    "extrapolate",
     "style_guidance",
     "reference",
 )
