@@ -28,7 +28,8 @@ def pytest_configure(config: pytest.Config) -> None:
     from inlay.host.boot import boot
 
     boot(COMFYUI, base_directory=Path(tempfile.mkdtemp(prefix="inlay-tests-")), cpu=True)
-    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "2")))
+    # Nets this small lose more to the threads' hand-over than they gain.
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 
 
 @pytest.fixture(scope="session")
