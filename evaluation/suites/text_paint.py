@@ -3,6 +3,9 @@
 Every seed is one task: a thing that no training picture shows in that style is asked for in a place of a scene. Masks
 smaller than the thing, its size and larger, prompts with and without words for style and place, and empty places and
 such where another thing stands, take turns by seed. All rows share seeds, noise and steps.
+
+The host's own inpainting adds the noise to what stood in the mask, whose colours shine through at SD's highest level;
+Inlay's rows start from noise alone. `fixed` is otherwise the host's way, so that fixed against host shows just that.
 """
 
 import time
@@ -235,6 +238,7 @@ CONTRASTS = (
     (ARG["null"], ARG["zero"]),
     (SHIPPED, MASKED_OUTPUT),
     (PLAIN, HOST),
+    (FIXED, HOST),
     (PLAIN, RENOISED),
     (PLAIN, FIXED),
     *((f"{SHIPPED}; {trait}", f"{PLAIN}; {trait}") for trait in TRAITS),
