@@ -16,6 +16,7 @@ _MODULES: tuple[str, ...] = (
     "concept_region",
     "swap",
     "clip_guidance",
+    "train_concept",
     "blend",
     "extrapolate",
     "style_guidance",

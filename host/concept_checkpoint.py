@@ -1,0 +1,63 @@
+"""The file from which a cancelled training goes on."""
+
+import hashlib
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import comfy.utils
+import folder_paths
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..training.concept import ConceptSettings
+from .concept_loop import ConceptLoop
+from .embedding_files import write_whole
+from .models import model_id
+
+logger = logging.getLogger("inlay")
+
+# What may differ between the run that was cancelled and the one that goes on.
+_FREE = ("steps", "preview_every", "resume", "checkpointing")
+
+
+class ConceptCheckpoint:
+    """<output folder>/inlay/<name>.checkpoint.safetensors, good for the same settings, pictures, masks and model."""
+
+    def __init__(
+        self,
+        name: str,
+        model: ModelPatcher,
+        settings: ConceptSettings,
+        images: Tensor,
+        masks: Tensor | None,
+        start: Mapping[str, Tensor],
+    ) -> None:
+        self.path = Path(folder_paths.get_output_directory(), "inlay", f"{name}.checkpoint.safetensors")
+        self.most = settings.steps
+        fixed = {key: value for key, value in asdict(settings).items() if key not in _FREE}
+        digest = hashlib.sha256(f"{model_id(model)} {fixed} {tuple(images.shape)}".encode())
+        for tensor in (images, masks, *start.values()):
+            if tensor is not None:
+                digest.update(tensor.detach().contiguous().numpy().tobytes())
+        self.fingerprint = digest.hexdigest()
+
+    def save(self, loop: ConceptLoop) -> None:
+        write_whole(loop.state(), self.path, {"inlay_concept": self.fingerprint})
+        logger.info("Cancelled after %d steps. Run the same again to go on from %s", loop.training.done, self.path)
+
+    def load(self, loop: ConceptLoop) -> None:
+        """Sets the loop to where the cancelled run was, if there is such a run."""
+        if not self.path.is_file():
+            return
+        state, metadata = comfy.utils.load_torch_file(str(self.path), return_metadata=True)
+        if (metadata or {}).get("inlay_concept") != self.fingerprint or len(state["losses"]) > self.most:
+            logger.info("The checkpoint %s is of other settings or pictures. Starting anew.", self.path)
+            return
+        loop.load_state({key: torch.clone(value) for key, value in state.items()})
+        logger.info("Going on after step %d from %s", loop.training.done, self.path)
+
+    def remove(self) -> None:
+        self.path.unlink(missing_ok=True)

@@ -1,0 +1,233 @@
+"""The training of a concept inside the host's own sampling, where the model is loaded with all packs' patches."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import comfy.k_diffusion.sampling
+import comfy.model_management
+import comfy.samplers
+import comfy.sd
+import comfy.utils
+import latent_preview
+import numpy
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import interpolate
+from tqdm.auto import tqdm
+
+from ..attention.overlay import overlay
+from ..attention.saliency import column_sums, mean_map, oriented, resize_map
+from ..training.concept import ConceptSettings, ConceptTraining, Draw, Texts, draw_example
+from ..training.objectives import Estimate, Objective, objective_loss
+from .attention_capture import Seen, watch_attention
+from .concept_text import ConceptText
+from .contrast import with_backward
+from .decoders import full_decoder
+from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
+from .models import prediction_kind
+from .recompute import recompute_blocks
+from .saliency import BLIND, on_picture
+from .unet_blocks import BlockKey
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+PREVIEW_STEPS = 12
+PREVIEW_CFG = 5.0
+PREVIEW_SIDE = 1024
+CALIBRATED = "calibrated self-attention"
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a concept is learned from. Views are the pictures as they are and, with flips, mirrored.
+
+    conditioning: of the first vectors. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode returns them.
+    masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1], padded as for
+    the VAE, for a term that looks at them. layers: those S is read from.
+    """
+
+    model: ModelPatcher
+    text: ConceptText
+    vae: comfy.sd.VAE
+    conditioning: list
+    objective: Objective
+    images: Tensor
+    latents: Tensor
+    masks: Tensor | None
+    pixels: Tensor | None
+    layers: list[BlockKey]
+
+
+class ConceptLoop:
+    """Runs the steps and keeps what a checkpoint needs."""
+
+    def __init__(self, material: Material, settings: ConceptSettings, training: ConceptTraining) -> None:
+        self.material, self.settings, self.training = material, settings, training
+        self.prediction = prediction_kind(material.model)
+        views, count, _, *grid = material.latents.shape
+        # The masks used so far, summed, and how many they were, per view and picture.
+        self.masks, self.uses = torch.zeros(views, count, *grid), torch.zeros(views, count)
+        self.seen: list[Tensor] = []
+        self.pending: list[tuple[int, int, Tensor]] = []
+
+    def run(self) -> Tensor:
+        """Trains up to the job's steps and returns a sample's latent, as VAE.decode takes it."""
+        material, settings = self.material, self.settings
+        model = with_backward(material.model)
+        if settings.precision != "auto":
+            model.set_model_compute_dtype(_DTYPES[settings.precision])
+        if settings.checkpointing:
+            recompute_blocks(model)
+        self.decoder = None if material.pixels is None else full_decoder(material.vae, model.model.latent_format)
+        helpers = [material.text.patcher] + ([] if self.decoder is None else [self.decoder.patcher])
+        model.set_additional_models("inlay_concept", helpers)
+        if material.layers:
+            model = watch_attention(model, material.layers, self._see, "self")
+        guider = comfy.samplers.CFGGuider(model)
+        guider.inner_set_conds({"positive": material.conditioning})
+
+        def visit(denoiser, x, sigmas, extra_args, callback, disable):
+            nets = [denoiser.inner_model.inner_model, *(helper.model for helper in helpers)]
+            with gradient_phase(*nets), differentiable_layers(material.text.patcher.model):
+                return self._train(denoiser.inner_model, extra_args["model_options"])
+
+        latent = material.latents[0, :1]
+        schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
+        schedule = torch.cat([schedule, torch.zeros(1)])
+        sampler = comfy.samplers.KSAMPLER(visit)
+        return guider.sample(torch.zeros_like(latent), latent, sampler, schedule, disable_pbar=True, seed=settings.seed)
+
+    def used_mask(self) -> Tensor:
+        """(P, H, W): the masks used so far, averaged, at the pictures' own pixels; ones where there are none."""
+        (height, width), vae = self.material.images.shape[1:3], self.material.vae
+        if self.material.objective.extra != "focus":
+            return torch.ones(len(self.material.images), height, width)
+        if self.material.masks is not None:
+            views, uses = self.material.masks[:1, :, 0], torch.ones(1, len(self.material.images))
+        else:
+            views, uses = self.masks, self.uses
+        multiple = vae.spacial_compression_encode()
+        views = [on_picture(masks, height, width, multiple) for masks in views]
+        total = sum(view.flip(2) if number else view for number, view in enumerate(views))
+        return total / uses.sum(0).clamp_min(1)[:, None, None]
+
+    def panel(self, sample: Tensor | None = None) -> Tensor:
+        """(1, H, 2 W or 3 W, 3): the first picture, the same under its mask, and a sample (1, H', W', 3)."""
+        picture, mask = self.material.images[:1], self.used_mask()[:1]
+        parts = [picture, overlay(picture, mask, (mask >= 0.5).float())]
+        if sample is not None:
+            size = picture.shape[1:3]
+            parts.append(interpolate(sample.movedim(-1, 1), size, mode="bilinear").movedim(1, -1))
+        return torch.cat(parts, 2).clamp(0, 1)
+
+    def state(self) -> dict[str, Tensor]:
+        return {**self.training.state(), "masks": self.masks, "uses": self.uses}
+
+    def load_state(self, state: dict[str, Tensor]) -> None:
+        self.training.load_state(state)
+        self.masks, self.uses = state["masks"], state["uses"]
+
+    def _train(self, guider: Any, model_options: dict) -> Tensor:
+        material, settings, training = self.material, self.settings, self.training
+        self.network = guider.inner_model
+        self.sampling = self.network.model_sampling
+        self.device = guider.model_patcher.load_device
+        self.options = plain_attention(ordinary(model_options))
+        self.cond = ordinary(guider.conds["positive"][0])
+        self.clean = self.network.process_latent_in(material.latents.to(self.device))
+        bar = comfy.utils.ProgressBar(settings.steps)
+        with tqdm(total=settings.steps, initial=training.done, desc="Train Concept") as shown:
+            while training.done < settings.steps:
+                self.pending.clear()
+                loss = training.step(material.text.encode, self._loss)
+                for view, picture, mask in self.pending:
+                    self.masks[view, picture] += mask
+                    self.uses[view, picture] += 1
+                shown.update()
+                shown.set_postfix(loss=f"{loss:.4f}")
+                due = settings.preview_every and training.done % settings.preview_every == 0
+                bar.update_absolute(training.done, settings.steps, self._live_preview() if due else None)
+        return self._sample()
+
+    def _loss(self, texts: Texts, part: int) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        settings = self.settings
+        _, pictures, *shape = self.clean.shape
+        draw = draw_example(
+            settings.seed, self.training.done, part, pictures, len(self.sampling.sigmas), shape, settings.flips
+        )
+        clean = self.clean[int(draw.flip), draw.picture][None]
+        sigma = self.sampling.sigma(torch.tensor([float(draw.timestep)])).to(self.device, torch.float32)
+        noised = self.sampling.noise_scaling(sigma, draw.noise.to(self.device), clean)
+        denoised = self._denoise(texts, noised, sigma)
+        if not denoised.requires_grad:
+            raise ValueError("A patch on the model lets no gradient through it. Remove that patch to learn a concept.")
+        loss = objective_loss(
+            self.material.objective,
+            Estimate(denoised, clean, sigma, self.prediction),
+            settings.weight,
+            lambda: self._saliency(draw),
+            lambda latent: (self.decoder(latent), self.material.pixels[int(draw.flip), draw.picture][None].to(latent)),
+            settings.snr_cap,
+            settings.norm,
+        )
+        return loss.sum()
+
+    def _denoise(self, texts: Texts, noised: Tensor, sigma: Tensor) -> Tensor:
+        """The model's clean latent (B, C, h, w), fp32. texts: the conditioning, and a pooled output if any."""
+        self.seen.clear()
+        cond = {**self.cond, "cross_attn": texts[0]}
+        if len(texts) > 1:
+            cond["pooled_output"] = texts[1]
+        conds = comfy.samplers.encode_model_conds(
+            self.network.extra_conds, [cond], noised, self.device, "positive", latent_image=self.clean[0, :1]
+        )
+        # Other packs' patches read the schedule.
+        self.options["transformer_options"]["sample_sigmas"] = torch.cat([sigma, torch.zeros_like(sigma)])
+        return comfy.samplers.calc_cond_batch(self.network, [conds], noised, sigma, self.options)[0]
+
+    def _see(self, seen: Seen) -> None:
+        self.seen.append(column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid))
+
+    def _saliency(self, draw: Draw) -> Tensor:
+        """S, (1, 1, h, w): of the forward just made, or the user's mask."""
+        view = int(draw.flip)
+        if self.material.masks is not None:
+            mask = self.material.masks[view, draw.picture]
+        else:
+            if not self.seen:
+                raise ValueError(BLIND)
+            calibrated = self.settings.mask_source == CALIBRATED
+            received = mean_map([oriented(one) for one in self.seen] if calibrated else self.seen)
+            mask = (resize_map(received, *self.clean.shape[-2:]) >= self.settings.threshold).float()
+        self.pending.append((view, draw.picture, mask[0].cpu()))
+        return mask[None].to(self.device)
+
+    @torch.no_grad()
+    def _sample(self) -> Tensor:
+        """A picture of the concept, in the sampler's space."""
+        self.seen.clear()
+        given, empty = (
+            [text for text in self.material.text.encode(vectors) if text is not None]
+            for vectors in (self.training.vectors, None)
+        )
+
+        def guided(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
+            comfy.model_management.throw_exception_if_processing_interrupted()
+            without = self._denoise(empty, x, sigma)
+            return without + PREVIEW_CFG * (self._denoise(given, x, sigma) - without)
+
+        sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", PREVIEW_STEPS).to(self.device)
+        noise = torch.randn(self.clean[0, :1].shape, generator=torch.Generator().manual_seed(self.settings.seed))
+        return comfy.k_diffusion.sampling.sample_euler(guided, noise.to(self.device) * sigmas[0], sigmas, disable=True)
+
+    def _live_preview(self) -> tuple[str, Image.Image, int]:
+        """The job's panel; with a sample where the host is set to preview latents."""
+        previewer = latent_preview.get_previewer(self.device, self.network.latent_format)
+        sample = None
+        if previewer is not None:
+            picture = previewer.decode_latent_to_preview(self._sample()).convert("RGB")
+            sample = torch.from_numpy(numpy.asarray(picture).copy())[None].float() / 255
+        values = (self.panel(sample)[0] * 255).round().numpy().astype(numpy.uint8)
+        return "JPEG", Image.fromarray(values), PREVIEW_SIDE

@@ -1,0 +1,176 @@
+"""Learning a concept from pictures on the user's own MODEL, CLIP and VAE."""
+
+from dataclasses import dataclass
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..guidance.masks import fit_mask, latent_mask
+from ..training.concept import ConceptSettings, ConceptTraining
+from ..training.objectives import OBJECTIVES
+from .cancelled import keep_pictures
+from .concept_checkpoint import ConceptCheckpoint
+from .concept_loop import CALIBRATED, ConceptLoop, Material
+from .concept_text import ConceptText
+from .embedding_files import embedding_name, save_embedding
+from .gradients import ordinary
+from .models import prediction_kind
+from .pictures import decode_picture, encode_picture, pad_mask
+from .saliency import chosen_layers, self_attention_map
+from .salient_masks import AUTO_LAYER, salient_masks
+from .unet_blocks import BlockKey
+
+MASK_SOURCES = ("auto", "self-attention", CALIBRATED, "masks")
+PRECISIONS = ("auto", "bf16", "fp16", "fp32")
+# Where a picture's saliency is looked at before training.
+TIMESTEPS = (500, 300, 100)
+
+
+@dataclass(frozen=True)
+class LearnedConcept:
+    """prompt: `embedding:name`. mask: (P, H, W), the mask that was used, averaged over the steps; all ones where the
+    objective has none. losses: one a step. preview: (1, H, 3 W, 3), a reference, the same with its mask, a sample.
+    """
+
+    prompt: str
+    path: str
+    conditioning: list
+    mask: Tensor
+    losses: list[float]
+    preview: Tensor
+
+
+def learn_concept(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    images: Tensor,
+    name: str,
+    settings: ConceptSettings | None = None,
+    if_exists: str = "number",
+    masks: Tensor | None = None,
+) -> LearnedConcept:
+    """Trains the vectors of one concept and saves them under the name.
+
+    images: (P, H, W, 3) in [0, 1]. masks: (P or 1, H, W), 1 on the subject. if_exists: of embedding_files.IF_EXISTS.
+    Raises ValueError with what to do for bad input, before the first step. On cancel a checkpoint is written and shown,
+    and the host's interrupt goes on; the same call continues there, with the result that one run would have had.
+    """
+    job = _Job(model, clip, vae, images, name, settings or ConceptSettings(), if_exists, masks)
+    return job.run()
+
+
+class _Job:
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clip: comfy.sd.CLIP,
+        vae: comfy.sd.VAE,
+        images: Tensor,
+        name: str,
+        settings: ConceptSettings,
+        if_exists: str,
+        masks: Tensor | None,
+    ) -> None:
+        if images is None or len(images) == 0:
+            raise ValueError("There is no reference image. Connect at least one picture of the subject.")
+        prediction_kind(model)
+        self.settings, self.vae = settings, vae
+        self.name = embedding_name(name, if_exists)
+        objective = OBJECTIVES[settings.objective]
+        text = ConceptText(clip)
+        with torch.inference_mode(False):
+            images = ordinary(images)[..., :3].float().cpu()
+            start = text.start(objective.tokens or settings.tokens, settings.init_word, settings.seed)
+            rate = settings.learning_rate * (settings.accumulation if settings.scale_lr else 1)
+            self.training = ConceptTraining(start, rate, settings.accumulation)
+        conditioning = text.conditioning(start)
+        _require_same_width(model, conditioning)
+        masks = _given_masks(masks, images, settings) if objective.extra == "focus" else None
+        latents = ordinary(torch.stack([encode_picture(vae, view).float().cpu() for view in self._views(images)]))
+        cells = pixels = None
+        with torch.inference_mode(False):
+            if masks is not None:
+                fitted = [pad_mask(view, vae) for view in self._views(masks)]
+                cells = torch.stack([latent_mask(mask, *latents.shape[-2:], cover="area") for mask in fitted])
+            if objective.extra == "pixel":
+                planes = [view.movedim(-1, 1).flatten(0, 1) for view in self._views(images)]
+                pixels = torch.stack([pad_mask(plane, vae).unflatten(0, (-1, 3)) for plane in planes]) * 2 - 1
+        layers = []
+        if objective.extra == "focus" and masks is None:
+            layers = _legible_layers(model, conditioning, latents[0], settings)
+        self.material = Material(model, text, vae, conditioning, objective, images, latents, cells, pixels, layers)
+        self.checkpoint = ConceptCheckpoint(name.strip(), model, settings, images, masks, start)
+
+    def _views(self, values: Tensor) -> list[Tensor]:
+        """Pictures or masks (P, H, W, ...) as they are, and mirrored."""
+        return [values, values.flip(2)] if self.settings.flips else [values]
+
+    def run(self) -> LearnedConcept:
+        height, width = self.material.images.shape[1:3]
+        with torch.inference_mode(False):
+            loop = ConceptLoop(self.material, self.settings, self.training)
+            if self.settings.resume:
+                self.checkpoint.load(loop)
+        try:
+            sample = loop.run()
+        except comfy.model_management.InterruptProcessingException:
+            self.checkpoint.save(loop)
+            keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
+            raise
+        vectors = {key: value.detach().clone() for key, value in self.training.vectors.items()}
+        path = save_embedding(vectors, self.name)
+        self.checkpoint.remove()
+        picture = decode_picture(self.vae, sample, height, width).float().cpu()
+        return LearnedConcept(
+            f"embedding:{self.name}",
+            path,
+            self.material.text.conditioning(vectors),
+            loop.used_mask(),
+            list(self.training.losses),
+            loop.panel(picture),
+        )
+
+
+def _given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings) -> Tensor | None:
+    """(P, H, W), or None where S is the model's own."""
+    if settings.mask_source == "masks" and masks is None:
+        raise ValueError("The mask source is masks and none is connected. Connect one, or choose another source.")
+    if masks is None or settings.mask_source not in ("auto", "masks"):
+        return None
+    with torch.inference_mode(False):
+        masks = fit_mask(ordinary(masks), *images.shape[1:3]).cpu()
+    if len(masks) not in (1, len(images)):
+        raise ValueError(f"There are {len(masks)} masks for {len(images)} pictures. Give one mask, or one per picture.")
+    for number, mask in enumerate(masks, 1):
+        if not mask.any():
+            which = "The mask" if len(masks) == 1 else f"Mask {number} of {len(masks)}"
+            raise ValueError(f"{which} excludes everything, so nothing could be learned. Paint the subject white.")
+    return masks.expand(len(images), -1, -1)
+
+
+def _legible_layers(
+    model: ModelPatcher, conditioning: list, latents: Tensor, settings: ConceptSettings
+) -> list[BlockKey]:
+    """The layers that S is read from. Raises ValueError for a picture in which they find nothing salient."""
+    calibrated = settings.mask_source == CALIBRATED
+    source = CALIBRATED if calibrated else "self-attention"
+    layers = chosen_layers(model, latents, AUTO_LAYER[source] if settings.layer == "auto" else settings.layer)
+    maps = [
+        self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, calibrated)
+        for one in latents.split(1)
+    ]
+    salient_masks(torch.cat(maps), settings.threshold)
+    return layers
+
+
+def _require_same_width(model: ModelPatcher, conditioning: list) -> None:
+    wanted, found = model.model.model_config.unet_config.get("context_dim"), conditioning[0][0].shape[-1]
+    if isinstance(wanted, int) and wanted != found:
+        raise ValueError(
+            f"The text encoder gives vectors of {found} values and {type(model.model).__name__} takes {wanted}: they "
+            "are of different families. Connect the CLIP that belongs to the model."
+        )
