@@ -10,6 +10,7 @@ import torch
 import torchvision
 from inlay.guidance.style_loss import GramLoss
 from inlay.host.style_extractors import clip_vision_extractor, fit_size, vae_extractor, vgg_extractor
+from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 from torch.nn.functional import relu
 
 PICTURES = torch.rand(2, 3, 40, 48, generator=torch.Generator().manual_seed(0))
@@ -81,6 +82,18 @@ def test_vgg_is_torchvisions_and_its_loss_the_formulas(models):
     (gradient,) = torch.autograd.grad(got.sum(), ours)
     torch.testing.assert_close(got.double(), values.detach(), rtol=1e-4, atol=0)
     assert (gradient.double() - want).norm() < 1e-4 * want.norm() and want.norm() > 0
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_vgg_guides_in_the_sampler(models, tiny, sample, mode):
+    """As the executor runs it: the user's weights are inference tensors."""
+    write_features(models / "vgg" / "vgg19.safetensors")
+    style = PICTURES[:1].movedim(1, -1) ** 3
+    with torch.inference_mode():
+        options = StyleOptions(features="vgg", mode=mode, feature_size=64)
+        guided = guide_by_style(tiny.model, tiny.vae, style, None, None, options)
+        latent, plain = (sample(model, steps=1, size=(8, 10)) for model in (guided, tiny.model))
+    assert latent.isfinite().all() and (latent - plain).norm() > 0.01 * plain.norm()
 
 
 def test_the_vaes_encoder_by_hand(tiny):
