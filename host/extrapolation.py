@@ -29,9 +29,9 @@ class ExtrapolateSettings:
     steps: int = 30
     cfg: float = 5.0
     seed: int = 0
-    first_level: float = 0.5
-    last_level: float = 0.9
-    clean_up: float = 0.25
+    first_level: float = 0.2
+    last_level: float = 0.75
+    clean_up: float = 0.2
     sampler: str = "ddim"
     scheduler: str = "normal"
     feather: int = 4
