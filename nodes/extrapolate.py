@@ -74,9 +74,7 @@ class Extrapolate(io.ComfyNode):
                     "Where the first of four strips starts. Each is mirrored first; low levels keep the mirror image.",
                 ),
                 _level("last_level", 0.75, "Where its fourth strip starts; the levels rise in between."),
-                _level(
-                    "clean_up", 0.2, "The level of the pass over each four strips that smooths them. 0: none.", 0.0
-                ),
+                _level("clean_up", 0.2, "The level of the pass over each four strips that smooths them. 0: none.", 0.0),
                 io.Combo.Input(
                     "sampler",
                     options=SAMPLER_NAMES,
