@@ -20,7 +20,8 @@ def require_pair(encoder: ReferenceEncoder, vision: comfy.clip_vision.ClipVision
         raise ValueError("A reference needs both clip_vision and reference_encoder. Connect them.")
     if vision.model_type != "clip_vision_model":
         raise ValueError(
-            f"The vision model is a {vision.model_type} and the reference encoder takes CLIP's. Load a CLIP vision file."
+            f"The vision model is a {vision.model_type} and the reference encoder takes CLIP's. "
+            "Load a CLIP vision file."
         )
     width = vision.config["hidden_size"]
     if width != encoder.width:
