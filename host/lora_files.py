@@ -1,0 +1,153 @@
+"""LoRAs in kohya's keys: named, written whole, read back, and held against the model that they are put on."""
+
+import json
+import os
+from collections.abc import Mapping
+from math import prod
+from pathlib import Path
+
+import comfy.lora
+import comfy.model_base
+import comfy.utils
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from safetensors.torch import save
+from torch import Tensor
+
+from .embedding_files import embedding_name
+from .models import model_id
+
+UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+_DIFFUSERS = ("lora_unet_down_blocks", "lora_unet_mid_block", "lora_unet_up_blocks")
+
+
+class Lora(dict[str, Tensor]):
+    """The host's LORA_MODEL, tensors by key, with what its file says about it."""
+
+    def __init__(self, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+        super().__init__(tensors)
+        self.metadata = dict(metadata)
+
+
+def lora_files() -> list[str]:
+    return folder_paths.get_filename_list("loras")
+
+
+def lora_name(name: str, if_exists: str) -> str:
+    """The name under which a LoRA is going to be saved, decided before it is trained; rules as for embeddings."""
+    name = embedding_name(name, "overwrite")
+    if if_exists == "overwrite" or not _taken(name):
+        return name
+    if if_exists == "error":
+        raise ValueError(f'There is a LoRA "{name}" already. Choose another name, or set if_exists.')
+    number = 2
+    while _taken(f"{name}-{number}"):
+        number += 1
+    return f"{name}-{number}"
+
+
+def save_lora(lora: Lora, name: str) -> str:
+    """Writes it under a name from `lora_name` and returns the path; whole or not at all.
+
+    Raises ValueError where the disk does not take it.
+    """
+    path = Path(folder_paths.get_folder_paths("loras")[0], f"{name}.safetensors")
+    try:
+        _write_whole(path, file_bytes(lora, lora.metadata))
+    except OSError as error:
+        raise ValueError(
+            f'"{path.name}" could not be written ({error}), and nothing of it was left. Free some space on the disk.'
+        ) from error
+    return str(path)
+
+
+def file_bytes(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A safetensors file. The library writes its metadata in an order of chance; here equal content is equal bytes."""
+    data = save({key: tensors[key].detach().cpu().contiguous() for key in sorted(tensors)}, dict(metadata))
+    size = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + size])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + size :]
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f"{path.name}.part")
+    try:
+        part.write_bytes(data)
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+
+
+def _taken(name: str) -> bool:
+    return any(Path(folder, f"{name}.safetensors").is_file() for folder in folder_paths.get_folder_paths("loras"))
+
+
+def kohya_names(model: ModelPatcher, weights: list[str]) -> dict[str, str]:
+    """Kohya's name of each weight key: diffusers' paths as its trainer writes them for SD1 and SD2, SDXL's own."""
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    names: dict[str, list[str]] = {}
+    for name, weight in keys.items():
+        if name.startswith("lora_unet_"):
+            names.setdefault(weight, []).append(name)
+    own_paths = isinstance(model.model, comfy.model_base.SDXL)
+    return {weight: min(names[weight], key=lambda name: name.startswith(_DIFFUSERS) == own_paths) for weight in weights}
+
+
+def base_metadata(model: ModelPatcher) -> dict[str, str]:
+    """How a file names its base: a fingerprint to compare and words to show."""
+    config = model.model.model_config.unet_config
+    kind = f"{type(model.model).__name__}, {config['in_channels']} channels in, context {config['context_dim']}"
+    return {"inlay.base": model_id(model), "inlay.base_kind": kind}
+
+
+def read_lora(name: str) -> Lora:
+    """A file of the host's loras folders. Raises ValueError where there is none and for anything but safetensors."""
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise ValueError(f'There is no LoRA "{name}" in the loras folder. Check its name.')
+    if not path.endswith(".safetensors"):
+        raise ValueError(f'"{name}" is not a safetensors file, and other formats can run code. Convert it first.')
+    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
+    return Lora(tensors, metadata or {})
+
+
+def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights: bool = False) -> None:
+    """Raises ValueError with the reason where the LoRA was made for another base than this model.
+
+    other_weights: lets a model of the same shapes pass whose weights are others, such as a fine-tune of the base.
+    """
+    metadata = getattr(lora, "metadata", {})
+    made_for = metadata.get("inlay.base_kind", "another model")
+    this = base_metadata(model)
+    if metadata.get("inlay.base_kind", this["inlay.base_kind"]) != this["inlay.base_kind"]:
+        raise ValueError(
+            f"The LoRA was trained on {made_for}, and this model is {this['inlay.base_kind']}. "
+            "Load the LoRA's own base."
+        )
+    keys = comfy.lora.model_lora_keys_unet(model.model, {})
+    shapes = {key: tuple(weight.shape) for key, weight in model.model.state_dict().items()}
+    for name in (key.removesuffix(UP) for key in lora if key.endswith(UP)):
+        wanted = shapes.get(keys.get(name, ""))
+        if wanted is None:
+            if name.startswith("lora_te"):
+                continue
+            raise ValueError(f"The LoRA changes {name}, which this model does not have. Load the LoRA's own base.")
+        up, down = lora[name + UP], lora[name + DOWN]
+        if (up.shape[0], down[0].numel()) != (wanted[0], _inputs(wanted)):
+            raise ValueError(
+                f"The LoRA's {name} is {up.shape[0]} x {down[0].numel()} and the model's layer "
+                f"{wanted[0]} x {_inputs(wanted)}. Load the LoRA's own base."
+            )
+    if not other_weights and metadata.get("inlay.base", this["inlay.base"]) != this["inlay.base"]:
+        raise ValueError(
+            "The LoRA was trained on a model of this kind with other weights. "
+            "Load its own base, or set other_weights to use it on this one."
+        )
+
+
+def _inputs(shape: tuple[int, ...]) -> int:
+    return prod(shape[1:])

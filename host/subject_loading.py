@@ -1,0 +1,66 @@
+"""A trained subject put on its base model, with the conditioning that asks for it."""
+
+from collections.abc import Mapping
+
+import comfy.clip_vision
+import comfy.lora
+import comfy.sd
+from comfy.model_patcher import ModelPatcher
+from comfy.weight_adapter import WeightAdapterBase
+from comfy_execution.graph_utils import ExecutionBlocker
+from torch import Tensor
+
+from ..guidance.reference import ReferenceEncoder
+from .adapter_hooks import inject
+from .lora_files import require_base
+from .reference_conditioning import reference_conditioning
+from .tokens import encode_text
+
+WAYS = ("weights", "bypass")
+
+
+def load_subject(
+    model: ModelPatcher, lora: Mapping[str, Tensor], strength: float, way: str = "weights", other_weights: bool = False
+) -> ModelPatcher:
+    """A clone of the model with the LoRA on it; at strength 0 a clone without any patch.
+
+    way: `weights` adds it to the weights, as the host's own loader does; `bypass` adds its output to the layers'
+    outputs, which a quantised base needs whose weights cannot be added to. Raises ValueError for a LoRA of another
+    base.
+    """
+    require_base(model, lora, other_weights)
+    if strength == 0:
+        return model.clone()
+    if way == "weights":
+        return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
+    loaded = comfy.lora.load_lora(dict(lora), comfy.lora.model_lora_keys_unet(model.model, {}))
+    layers = dict(model.model.named_modules())
+    adapters = {
+        layers[key.removesuffix(".weight")]: adapter
+        for key, adapter in loaded.items()
+        if isinstance(adapter, WeightAdapterBase)
+    }
+    patched = model.clone()
+    inject(patched, adapters, strength)
+    return patched
+
+
+def subject_conditioning(
+    lora: Mapping[str, Tensor],
+    encoder: ReferenceEncoder | None,
+    vision: comfy.clip_vision.ClipVisionModel | None,
+    reference: Tensor | None,
+    clip: comfy.sd.CLIP | None,
+) -> tuple[list | ExecutionBlocker, list | ExecutionBlocker]:
+    """Positive and negative: the reference, or the prompt that the subject was trained under.
+
+    Where neither can be made, what depends on them is not run, and says why.
+    """
+    if reference is not None:
+        return reference_conditioning(encoder, vision, reference)
+    prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
+    if clip is not None and prompt:
+        return encode_text(clip, prompt), encode_text(clip, "")
+    needed = "clip" if prompt else "reference, reference_encoder and clip_vision"
+    blocked = ExecutionBlocker(f"Load Subject: connect {needed} to use positive and negative.")
+    return blocked, blocked

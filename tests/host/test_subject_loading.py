@@ -1,0 +1,133 @@
+"""A subject's file on its base: eq. 7 in the weights, the stock loader's results, refusals."""
+
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import pytest
+import torch
+from comfy_execution.graph_utils import ExecutionBlocker
+from inlay.guidance.reference import ReferenceEncoder
+from inlay.host.lora_files import ALPHA, DOWN, UP, Lora, base_metadata, kohya_names, lora_name, read_lora, save_lora
+from inlay.host.subject_loading import load_subject, subject_conditioning
+
+import nodes
+
+LAYER = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
+LAYERS = (LAYER, "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight")
+RANK, SCALE = 3, 6.0
+
+
+@pytest.fixture(scope="module")
+def lora(tiny):
+    generator = torch.Generator().manual_seed(0)
+    tensors, shapes = {}, tiny.inpaint_model.model.state_dict()
+    for weight, name in kohya_names(tiny.inpaint_model, list(LAYERS)).items():
+        rows, columns = shapes[weight].shape
+        tensors[name + UP] = torch.randn(rows, RANK, generator=generator) * 0.3
+        tensors[name + DOWN] = torch.randn(RANK, columns, generator=generator) * 0.3
+        tensors[name + ALPHA] = torch.tensor(SCALE)
+    return Lora(tensors, {**base_metadata(tiny.inpaint_model), "inlay.prompt": "a photo of sks star"})
+
+
+@pytest.fixture(scope="module")
+def told():
+    return {"positive": [[torch.randn(1, 1, 128, generator=torch.Generator().manual_seed(1)), {}]]}
+
+
+def test_the_names_are_those_of_kohyas_trainer(tiny):
+    names = kohya_names(tiny.inpaint_model, list(LAYERS))
+    assert names[LAYER] == "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
+    assert names[LAYERS[1]] == "lora_unet_mid_block_attentions_0_transformer_blocks_0_attn2_to_v"
+
+
+def test_the_merged_weight_is_equation_7_and_leaves_no_trace(tiny, lora):
+    before = tiny.inpaint_model.model.state_dict()[LAYER].clone()
+    patched = load_subject(tiny.inpaint_model, lora, 0.7)
+    comfy.model_management.load_models_gpu([patched])
+    merged = patched.model.state_dict()[LAYER].double()
+    name = kohya_names(patched, [LAYER])[LAYER]
+    wanted = before.double() + 0.7 * SCALE / RANK * (lora[name + UP].double() @ lora[name + DOWN].double())
+    assert (merged - wanted).abs().max() < 1e-6 and (wanted - before).abs().max() > 0.05
+    patched.detach()
+    comfy.model_management.load_models_gpu([tiny.inpaint_model])
+    assert torch.equal(tiny.inpaint_model.model.state_dict()[LAYER], before)
+
+
+def test_our_loader_equals_the_stock_one(tiny, lora, told, sample):
+    save_lora(lora, "stock")
+    stock = nodes.LoraLoader().load_lora(tiny.inpaint_model, tiny.clip, "stock.safetensors", 0.8, 0.0)[0]
+    ours = sample(load_subject(tiny.inpaint_model, read_lora("stock.safetensors"), 0.8), **told)
+    assert torch.equal(ours, sample(stock, **told))
+    plain = sample(tiny.inpaint_model, **told)
+    assert (ours - plain).norm() > 1e-2 * plain.norm()
+
+
+def test_strength_0_is_the_plain_model_and_unloading_leaves_it(tiny, lora, told, sample):
+    plain = sample(tiny.inpaint_model, **told)
+    assert torch.equal(sample(load_subject(tiny.inpaint_model, lora, 0.0), **told), plain)
+    sample(load_subject(tiny.inpaint_model, lora, 1.0), **told)
+    assert torch.equal(sample(tiny.inpaint_model, **told), plain)
+
+
+def test_bypass_is_the_same_model_and_two_of_them_add_up(tiny, lora, told, sample):
+    plain = sample(tiny.inpaint_model, **told)
+    merged = sample(load_subject(tiny.inpaint_model, lora, 0.8), **told)
+    bypassed = sample(load_subject(tiny.inpaint_model, lora, 0.8, "bypass"), **told)
+    assert (bypassed - merged).norm() < 1e-4 * merged.norm()
+    halves = load_subject(load_subject(tiny.inpaint_model, lora, 0.4, "bypass"), lora, 0.4, "bypass")
+    assert (sample(halves, **told) - merged).norm() < 1e-4 * merged.norm()
+    assert torch.equal(sample(tiny.inpaint_model, **told), plain)
+
+
+def test_a_file_of_another_base_is_refused_with_the_reason(tiny, lora):
+    from inlay.host.demo_models import build_model, build_unet
+
+    with pytest.raises(ValueError, match="9 channels in.*4 channels in"):
+        load_subject(tiny.model, lora, 1.0)
+    other = build_model(build_unet(9, seed=77).state_dict())
+    with pytest.raises(ValueError, match="other weights"):
+        load_subject(other, lora, 1.0)
+    assert load_subject(other, lora, 1.0, other_weights=True).patches
+    with pytest.raises(ValueError, match="does not have"):
+        load_subject(tiny.inpaint_model, {f"lora_unet_foreign{UP}": torch.ones(2, 1)}, 1.0)
+    name = kohya_names(tiny.inpaint_model, [LAYER])[LAYER]
+    wide = {name + UP: torch.ones(320, 4), name + DOWN: torch.ones(4, 320)}
+    with pytest.raises(ValueError, match="320 x 320 and the model's layer 64 x 64"):
+        load_subject(tiny.inpaint_model, wide, 1.0)
+
+
+def test_conditioning_is_the_reference_the_prompt_or_blocked_with_the_reason(tiny, lora, encode):
+    encoder = ReferenceEncoder(torch.nn.Linear(128, 128), torch.zeros(1, 1, 128), 128).requires_grad_(False)
+    positive, negative = subject_conditioning(lora, encoder, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
+    assert positive[0][0].shape == (1, 1, 128) and not negative[0][0].any()
+    with torch.no_grad():
+        positive, _ = subject_conditioning(lora, None, None, None, tiny.clip)
+    assert torch.equal(positive[0][0], encode("a photo of sks star")[0][0])
+    blocked = subject_conditioning(lora, None, None, None, None)[0]
+    assert isinstance(blocked, ExecutionBlocker) and "clip" in blocked.message
+    with pytest.raises(ValueError, match="both"):
+        subject_conditioning(lora, None, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
+
+
+def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):
+    save_lora(lora, "taken")
+    assert lora_name("taken", "number") == "taken-2" and lora_name("taken", "overwrite") == "taken"
+    with pytest.raises(ValueError, match="already"):
+        lora_name("taken", "error")
+    with pytest.raises(ValueError, match="path"):
+        lora_name("../taken", "number")
+    with pytest.raises(ValueError, match="There is no LoRA"):
+        read_lora("nothing.safetensors")
+
+
+def test_a_full_disk_leaves_nothing(lora, monkeypatch, tmp_path):
+    def full(path, data):
+        path.touch()
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(folder_paths, "get_folder_paths", lambda _: [str(tmp_path)])
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(ValueError, match="No space left.*Free some space"):
+        save_lora(lora, "thing")
+    assert list(tmp_path.iterdir()) == []
