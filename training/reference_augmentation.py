@@ -1,4 +1,4 @@
-"""The subject's crop as other photos might show it: mirrored, turned, out of focus. The target picture stays as it is."""
+"""The subject's crop as other photos might show it: mirrored, turned, out of focus."""
 
 import math
 

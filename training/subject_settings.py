@@ -13,7 +13,8 @@ MODES = ("inpaint", "text")
 
 @dataclass(frozen=True)
 class SubjectSettings:
-    """mode: inpaint is told the subject by a reference picture, text by a prompt. preset: replaces learning_rate,
+    """mode: inpaint is told the subject by a reference picture, text by a prompt, one line for all photos or one for
+    each; class_prompt is that of the class pictures. preset: replaces learning_rate,
     batch, accumulation and steps. targets: of lora_training.TARGETS, auto by the mode. alpha: 0 for the rank.
     dropout: of the LoRA's inputs. condition_dropout: share of the rows without their condition. resolution: pixels a
     side. views: augmented pictures a photo. mask_augmentation: of mask_augmentation.MASKS. prior_weight: of the class
@@ -21,6 +22,8 @@ class SubjectSettings:
     """
 
     mode: str = "inpaint"
+    prompt: str = ""
+    class_prompt: str = ""
     preset: str = "fast"
     rank: int = 16
     alpha: float = 0.0
