@@ -21,6 +21,8 @@ _MODULES: tuple[str, ...] = (
     "extrapolate",
     "style_guidance",
     "reference",
+    "load_subject",
+    "train_subject",
 )
 
 

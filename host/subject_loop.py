@@ -1,0 +1,178 @@
+"""The training of a subject inside the host's own sampling, where the model is loaded with all packs' patches."""
+
+import logging
+import time
+from typing import Any
+
+import comfy.model_management
+import comfy.samplers
+import comfy.utils
+import numpy
+import torch
+from comfy.model_patcher import ModelPatcher
+from PIL import Image
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
+from ..training.subject_settings import SubjectSettings
+from .contrast import MEMORY_FACTOR, with_backward
+from .gradients import gradient_phase, ordinary, plain_attention
+from .lora_training import TrainableLora, count_parameters
+from .models import prediction_kind
+from .recompute import recompute_blocks
+from .subject_telling import Condition
+from .subject_views import Views
+
+logger = logging.getLogger("inlay")
+
+_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
+# A step goes forward once and back at about twice that.
+STEP_COST = 3
+PREVIEW_SIDE = 512
+
+
+class SubjectLoop:
+    """Runs the steps. groups: rows of the views that are the subject's, and those of its class if there are any.
+    context_of: (N,), the condition's row of each view."""
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        lora: TrainableLora,
+        training: SubjectTraining,
+        settings: SubjectSettings,
+        views: Views,
+        condition: Condition,
+        groups: list[Tensor],
+        context_of: Tensor,
+    ) -> None:
+        self.model, self.lora, self.training, self.settings = model, lora, training, settings
+        self.views, self.condition, self.groups, self.context_of = views, condition, groups, context_of
+        self.prediction = prediction_kind(model)
+        self.last = groups[0][:1]
+
+    def run(self) -> None:
+        """Trains up to the settings' steps, on the parameters in place."""
+        model, settings = with_backward(self.model), self.settings
+        if settings.precision != "auto":
+            model.set_model_compute_dtype(_DTYPES[settings.precision])
+        if settings.checkpointing:
+            recompute_blocks(model)
+        guider = comfy.samplers.CFGGuider(model)
+        extra = {} if self.condition.empty_pooled is None else {"pooled_output": self.condition.empty_pooled}
+        guider.inner_set_conds({"positive": [[self.condition.empty, extra]]})
+
+        def visit(denoiser, x, sigmas, extra_args, callback, disable):
+            guider, device = denoiser.inner_model, denoiser.inner_model.model_patcher.load_device
+            with gradient_phase(guider.inner_model), self.lora.attached(guider.inner_model, device):
+                self._train(guider, extra_args["model_options"], device)
+            return x
+
+        rows = settings.batch * len(self.groups)
+        blank = torch.zeros_like(self.views.latents[:1]).repeat(rows, 1, 1, 1)
+        schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
+        sampler = comfy.samplers.KSAMPLER(visit)
+        levels = torch.cat([schedule, torch.zeros(1)])
+        guider.sample(blank, blank, sampler, levels, disable_pbar=True, seed=settings.seed)
+
+    def panel(self, rows: Tensor) -> Tensor:
+        """IMAGE (n, S, k S, 3) of views as they are trained on."""
+        return self.views.shown[rows]
+
+    def _train(self, guider: Any, model_options: dict, device: torch.device) -> None:
+        settings, training = self.settings, self.training
+        self.network, self.device = guider.inner_model, device
+        self.sampling = self.network.model_sampling
+        self.options = plain_attention(ordinary(model_options))
+        self.cond = ordinary(guider.conds["positive"][0])
+        self._announce()
+        bar = comfy.utils.ProgressBar(settings.steps)
+        with tqdm(total=settings.steps, initial=training.done, desc="Train Subject") as shown:
+            while training.done < settings.steps:
+                loss = training.step(self._loss)
+                shown.update()
+                shown.set_postfix(loss=f"{loss:.4f}")
+                due = settings.preview_every and training.done % settings.preview_every == 0
+                bar.update_absolute(training.done, settings.steps, self._live_preview() if due else None)
+
+    def _announce(self) -> None:
+        """Says what the run is going to take, after one forward to see."""
+        settings = self.settings
+        draw = self._draw(0)
+        with torch.no_grad():
+            started = time.perf_counter()
+            float(self._denoise(draw, *self._noised(draw)).sum())
+        forward = time.perf_counter() - started
+        steps = settings.steps - self.training.done
+        count = count_parameters(self.training.parameters)
+        shape = [len(draw.rows) * MEMORY_FACTOR, *self.views.latents.shape[1:]]
+        # Weight, gradient and AdamW's two moments of each parameter, in fp32.
+        memory = self.network.memory_required(shape) + self.model.model_size() + 16 * count
+        logger.info(
+            "Training %s parameters (a file of %.1f MB) on %d views for %d steps: about %.1f GB of memory and %.1f "
+            "minutes.",
+            f"{count:,}",
+            count * 4 / 1e6,
+            len(self.views.latents),
+            steps,
+            memory / 1e9,
+            forward * STEP_COST * settings.accumulation * steps / 60,
+        )
+
+    def _loss(self, part: int) -> Tensor:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        draw = self._draw(part)
+        self.last = draw.rows
+        # Dropout draws from the common generator.
+        with torch.random.fork_rng():
+            torch.manual_seed(draw.seed)
+            noised, sigma, clean = self._noised(draw)
+            denoised = self._denoise(draw, noised, sigma, clean)
+        if not denoised.requires_grad:
+            raise ValueError("A patch on the model lets no gradient through it. Remove that patch to train a subject.")
+        weights = None if self.views.weights is None else self.views.weights[draw.rows].to(self.device)
+        losses = noise_losses(denoised, clean, sigma, self.prediction, weights)
+        return batch_loss(losses, self.settings.batch, self.settings.prior_weight)
+
+    def _draw(self, part: int) -> Draw:
+        settings = self.settings
+        return draw_batch(
+            settings.seed,
+            self.training.done,
+            part,
+            self.groups,
+            settings.batch,
+            len(self.sampling.sigmas),
+            self.views.latents.shape[1:],
+            settings.condition_dropout,
+        )
+
+    def _noised(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
+        """x (B, C, h, w), sigma (B,), and the clean latent in the sampler's space."""
+        clean = self.network.process_latent_in(self.views.latents[draw.rows].to(self.device))
+        sigma = self.sampling.sigma(draw.timesteps.float()).to(self.device, torch.float32)
+        return clean + sigma.view(-1, 1, 1, 1) * draw.noise.to(self.device), sigma, clean
+
+    def _denoise(self, draw: Draw, noised: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
+        """The model's clean latent (B, C, h, w), fp32, each row under its own condition."""
+        condition, which, silent = self.condition, self.context_of[draw.rows], draw.silent
+        cond = {**self.cond, "cross_attn": _unless(silent, condition.contexts[which], condition.empty)}
+        if condition.pooled is not None:
+            cond["pooled_output"] = _unless(silent, condition.pooled[which], condition.empty_pooled)
+        cond |= {name: values[draw.rows] for name, values in self.views.channels.items()}
+        conds = comfy.samplers.encode_model_conds(
+            self.network.extra_conds, [cond], noised, self.device, "positive", latent_image=clean
+        )
+        # Other packs' patches read the schedule.
+        self.options["transformer_options"]["sample_sigmas"] = torch.cat([sigma[:1], torch.zeros_like(sigma[:1])])
+        return comfy.samplers.calc_cond_batch(self.network, [conds], noised, sigma, self.options)[0]
+
+    def _live_preview(self) -> tuple[str, Image.Image, int]:
+        values = (self.panel(self.last[:1])[0].clamp(0, 1) * 255).round().numpy().astype(numpy.uint8)
+        return "JPEG", Image.fromarray(values), PREVIEW_SIDE
+
+
+def _unless(silent: Tensor, given: Tensor, empty: Tensor) -> Tensor:
+    """Row by row, what is given or what stands for nothing."""
+    return torch.where(silent.view(-1, *[1] * (given.ndim - 1)), empty, given)

@@ -1,0 +1,249 @@
+from comfy_api.latest import io
+
+from ..host.embedding_files import IF_EXISTS
+from ..host.lora_training import TARGETS
+from ..host.subject_telling import Teller
+from ..host.subject_training import PRECISIONS, Photos, train_subject
+from ..training.mask_augmentation import MASKS
+from ..training.subject_settings import MODES, PRESETS, SubjectSettings
+from .sockets import ReferenceEncoder
+
+
+class TrainSubject(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="InlayTrainSubject",
+            display_name="Train Subject",
+            category="inlay/train",
+            description="Learns a thing from two to four photos as a LoRA of a few megabytes.",
+            search_aliases=["LoRA", "dreambooth", "subject", "train lora", "fine-tune", "Paint-by-Example"],
+            is_input_list=True,
+            inputs=[
+                io.Model.Input("model", tooltip="For inpaint a 9-channel inpainting model. It is left as it is."),
+                io.Vae.Input("vae", tooltip="The model's VAE."),
+                io.Image.Input("images", tooltip="Photos of the thing: a batch, or a list of pictures of any sizes."),
+                io.String.Input("name", default="my-subject", tooltip="The file's name in the loras folder."),
+                io.Combo.Input(
+                    "mode",
+                    options=list(MODES),
+                    default="inpaint",
+                    tooltip="inpaint: told by a reference picture, needs clip_vision and reference_encoder. "
+                    "text: told by a prompt with a rare word, needs clip.",
+                ),
+                io.Combo.Input(
+                    "preset",
+                    options=list(PRESETS),
+                    default="fast",
+                    tooltip="paper: 1000 steps of 16 at 3e-5. fast: 300 steps of 4 at 2e-4. custom: the values below.",
+                ),
+                io.Int.Input(
+                    "rank", default=16, min=1, max=1024, tooltip="Size of the LoRA: 4 to 64 are 2 to 40 MB for SD1.5."
+                ),
+                io.Int.Input("steps", default=300, min=1, max=1000000, tooltip="Updates. For preset custom."),
+                io.Float.Input(
+                    "learning_rate",
+                    default=3e-5,
+                    min=0.0,
+                    max=1.0,
+                    step=1e-6,
+                    round=1e-8,
+                    tooltip="Of AdamW. For preset custom; 1e-4 is common for LoRAs.",
+                ),
+                io.Int.Input("batch", default=4, min=1, max=256, tooltip="Views a forward. For preset custom."),
+                io.Int.Input(
+                    "accumulation", default=1, min=1, max=256, tooltip="Forwards an update. For preset custom."
+                ),
+                io.Int.Input(
+                    "resolution", default=512, min=64, max=2048, step=8, tooltip="Pixels a side that the model is for."
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=0xFFFFFFFFFFFFFFFF,
+                    tooltip="The same seed gives the same file on one machine.",
+                ),
+                io.Combo.Input(
+                    "if_exists",
+                    options=list(IF_EXISTS),
+                    default="number",
+                    tooltip="When there is a LoRA of that name. number: save as name-2. overwrite: replace it. "
+                    "error: stop before training.",
+                ),
+                io.Mask.Input(
+                    "masks", optional=True, tooltip="White on the thing, one a photo. Where it stands is needed."
+                ),
+                io.BoundingBox.Input(
+                    "boxes",
+                    optional=True,
+                    force_input=True,
+                    socketless=False,
+                    tooltip="Instead of masks, from Find Box's `bboxes` or a detector: one list of boxes a photo.",
+                ),
+                io.ClipVision.Input(
+                    "clip_vision", optional=True, tooltip="For mode inpaint: the encoder's CLIP vision model."
+                ),
+                ReferenceEncoder.Input(
+                    "reference_encoder", optional=True, tooltip="For mode inpaint: what tells the model the reference."
+                ),
+                io.Clip.Input(
+                    "clip", optional=True, tooltip="For mode text: the model's text encoder. It is not trained."
+                ),
+                io.String.Input(
+                    "prompt",
+                    default="",
+                    multiline=True,
+                    optional=True,
+                    tooltip="For mode text: names the thing by a rare word, as in a photo of sks couch. One line, or "
+                    "one for each photo.",
+                ),
+                io.Image.Input(
+                    "class_images",
+                    optional=True,
+                    tooltip="For mode text: other things of its kind, which the model is to keep (prior preservation).",
+                ),
+                io.String.Input(
+                    "class_prompt", default="", optional=True, tooltip="What they show, as in a photo of a couch."
+                ),
+                io.Float.Input(
+                    "prior_weight",
+                    default=1.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How much the class images count against the photos.",
+                ),
+                io.Float.Input(
+                    "alpha",
+                    default=0.0,
+                    min=0.0,
+                    max=1024.0,
+                    step=0.5,
+                    optional=True,
+                    advanced=True,
+                    tooltip="The LoRA counts alpha / rank. 0: as much as the rank.",
+                ),
+                io.Float.Input(
+                    "dropout",
+                    default=0.0,
+                    min=0.0,
+                    max=0.9,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the LoRA's inputs left out in training.",
+                ),
+                io.Combo.Input(
+                    "targets",
+                    options=["auto", *TARGETS],
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Layers that learn. auto: `one token` for inpaint, `attention` for text.",
+                ),
+                io.Float.Input(
+                    "condition_dropout",
+                    default=0.2,
+                    min=0.0,
+                    max=1.0,
+                    step=0.05,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Share of the views trained without being told anything, for cfg.",
+                ),
+                io.Combo.Input(
+                    "mask_augmentation",
+                    options=list(MASKS),
+                    default="paper",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Holes to fill. none: the box. grown: larger boxes. bezier: round ones. paper: these two. "
+                    "All but none also cut random squares out of the photo.",
+                ),
+                io.Boolean.Input(
+                    "reference_augmentation",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Mirror, turn and blur the reference, never the photo.",
+                ),
+                io.Int.Input(
+                    "views",
+                    default=32,
+                    min=1,
+                    max=4096,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Augmented views a photo, encoded once before training.",
+                ),
+                io.Boolean.Input(
+                    "masked_loss",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Only the thing counts, not what is around it. Takes the masks or boxes.",
+                ),
+                io.Combo.Input(
+                    "precision",
+                    options=list(PRECISIONS),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What the UNet computes in; the LoRA is always fp32. auto: as it is loaded.",
+                ),
+                io.Boolean.Input(
+                    "checkpointing",
+                    default=False,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
+                ),
+                io.Int.Input(
+                    "preview_every",
+                    default=10,
+                    min=0,
+                    max=100000,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Steps between live previews of what is trained on. 0: none.",
+                ),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Go on where a cancelled run of the same name stopped; its recipe has to be the same.",
+                ),
+            ],
+            outputs=[
+                io.LoraModel.Output("lora", display_name="lora", tooltip="For Load Subject; it is saved already."),
+                io.LossMap.Output(
+                    "loss_map", display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."
+                ),
+                io.Image.Output(
+                    "preview", display_name="preview", tooltip="Some views as they were trained on, with their holes."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(
+        cls, model, vae, images, name, if_exists, masks=(), boxes=None, clip_vision=(None,), reference_encoder=(None,),
+        clip=(None,), class_images=(), **settings,
+    ) -> io.NodeOutput:  # fmt: skip
+        trained = train_subject(
+            model[0],
+            vae[0],
+            Photos(images, masks, boxes, class_images),
+            name[0],
+            SubjectSettings(**{key: values[0] for key, values in settings.items()}),
+            Teller(reference_encoder[0], clip_vision[0], clip[0]),
+            if_exists[0],
+        )
+        return io.NodeOutput(trained.lora, {"loss": trained.losses}, trained.preview)
+
+
+NODES = [TrainSubject]

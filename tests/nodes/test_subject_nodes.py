@@ -1,0 +1,45 @@
+"""The subject nodes as the executor calls them."""
+
+import torch
+from inlay.attention.boxes import box_mask
+from inlay.guidance.reference import ReferenceEncoder
+from inlay.nodes.load_subject import CONNECTED, LoadSubject
+from inlay.nodes.reference import ReferenceConditioning
+from inlay.nodes.train_subject import TrainSubject
+
+
+def defaults(node):
+    """What the web page sends for the widgets; a box that has to be connected is none."""
+    inputs = node.define_schema().inputs
+    return {
+        one.id: one.default
+        for one in inputs
+        if getattr(one, "default", None) is not None and not getattr(one, "force_input", None)
+    }
+
+
+def test_a_subject_is_trained_loaded_and_asked_for(tiny, sample):
+    torch.manual_seed(0)
+    encoder = ReferenceEncoder(torch.nn.Linear(128, 128), torch.randn(1, 1, 128), 128).requires_grad_(False)
+    images = [torch.rand(1, 96, 128, 3), torch.rand(1, 128, 96, 3)]
+    box = {"x": 20, "y": 30, "width": 40, "height": 40}
+    masks = [box_mask([box], *image.shape[1:3])[None] for image in images]
+    widgets = {**defaults(TrainSubject), "preset": "custom", "steps": 1, "batch": 1, "resolution": 64, "rank": 2}
+    lists = {name: [value] for name, value in widgets.items()}
+    parts = {"clip_vision": [tiny.clip_vision], "reference_encoder": [encoder]}
+    with torch.inference_mode():
+        trained, losses, preview = TrainSubject.execute(
+            model=[tiny.inpaint_model], vae=[tiny.vae], images=images, masks=masks, **parts, **lists
+        ).args
+        again = TrainSubject.execute(
+            model=[tiny.inpaint_model], vae=[tiny.vae], images=images, boxes=[box, box], **parts, **lists
+        ).args[0]
+        chosen = {"lora_file": CONNECTED, "strength": 1.0, "reference_encoder": encoder}
+        model, positive, negative = LoadSubject.execute(
+            model=tiny.inpaint_model, lora=trained, clip_vision=tiny.clip_vision, reference=images[0], **chosen
+        ).args
+        told = ReferenceConditioning.execute(encoder, tiny.clip_vision, images[0]).args
+    assert len(losses["loss"]) == 1 and preview.ndim == 4
+    assert all(torch.equal(again[key], trained[key]) for key in trained)
+    assert torch.equal(positive[0][0], told[0][0][0])
+    assert sample(model, positive=positive, negative=negative).isfinite().all()
