@@ -153,7 +153,7 @@ def saliency(world: World) -> list[Row]:
         job = world.job(seed, "show")
         both = {"model": world.model, "vae": world.vae, "image": job[0]}
         row = [("scene", job[0][0]), ("truth", _mask(job[1]))]
-        for source in ("self-attention", "calibrated"):
+        for source in ("self-attention", "calibrated self-attention"):
             row.append((source, world.run("InlaySaliencyMask", source=source, **both)[2][0]))
         words = {"clip": world.clip, "prompt": job[4], "words": job[4].split(" on ")[0].split(" in ")[0].split()[-1]}
         row.append(("words", world.run("InlaySaliencyMask", source="words", **both, **words)[2][0]))
@@ -171,6 +171,8 @@ def boxes(world: World) -> list[Row]:
             **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0]},
             prompt=job[4],
             concept=thing,
+            layer="16x16 decoder",
+            stretch=True,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)
         rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", _mask(found[0]))])

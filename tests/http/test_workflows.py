@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from inlay.demo.graph import to_graph
-from inlay.demo.job import fetch
+from inlay.demo.job import contact_sheet, fetch
 from inlay.demo.server import PACK
 
 API = sorted((PACK / "workflows" / "api").glob("*.json"))
@@ -26,6 +26,11 @@ def test_it_runs_and_makes_pictures(server, path):
     graph = read(path)
     pictures = fetch(server, graph, server.run(graph))
     assert pictures
+    if os.environ.get("INLAY_WRITE_GRAPHS"):
+        # Pictures that are parts of one batch stand one below the other.
+        longest = max(map(len, pictures.values()))
+        rows = [tuple(images[min(row, len(images) - 1)] for images in pictures.values()) for row in range(longest)]
+        contact_sheet(rows, tuple(pictures), tile=192).save(path.parents[1] / f"{path.stem}.jpg", quality=88)
     assert [name for name, images in pictures.items() if any(image.min() == image.max() for image in images)] == []
 
 
