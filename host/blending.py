@@ -77,6 +77,9 @@ def blend_pictures(
     told = bool(texts.text.strip())
     if not told and settings.background == "none":
         raise ValueError("The algorithm `local` follows a text. Give one, or choose ddpm or ddim for a removal.")
+    if not told:
+        # Nothing chooses among them, so the first ones are as good as any.
+        settings = replace(settings, candidates=min(settings.candidates, keep or settings.candidates))
     background = image if settings.background == "none" else None
     parts = models.model, models.vae, models.clip, models.vision
     guided = guide_by_clip(*parts, texts.text, None, mask, background, options)

@@ -1,6 +1,7 @@
 """Blended Diffusion as one node against the same graph wired by hand, and the decoder fitted to the background."""
 
 import math
+from functools import partial
 
 import comfy.model_management
 import pytest
@@ -72,6 +73,7 @@ def test_an_empty_text_removes_and_does_not_rank(tiny, encode, blend):
     settings = PaintSettings(2, 1.0, 3, 2, "renoised", "ddpm", denoise=0.75, paste="exact")
     want, _ = paint(tiny.model, encode(""), encode(""), tiny.vae, IMAGE, MASK, settings)
     assert torch.equal(images, want) and all(math.isnan(score) for score in scores)
+    assert len(blend(text="", candidates=50, keep=1)[0]) == 1
 
 
 def test_a_conditioning_of_the_users_own_is_what_the_model_is_told(encode, blend):
@@ -137,6 +139,13 @@ def test_a_tuned_decoder_shows_the_background_better_and_leaves_the_vae_alone(ti
     assert (decode_tuned(tiny.vae, sample, image, mask, steps=0) - plain).abs().max() < 1e-5
     assert_untouched(tiny.vae, before)
     assert torch.equal(decode_picture(tiny.vae, sample, height, width), plain)
+
+
+def test_the_exact_paste_comes_after_the_tuning(blend, monkeypatch):
+    monkeypatch.setattr(painting, "decode_tuned", partial(decode_tuned, steps=2))
+    (plain,), (tuned,) = blend(candidates=1)[0], blend(candidates=1, paste="decoder tuning")[0]
+    assert torch.equal(tuned[OUTSIDE], IMAGE[0][OUTSIDE])
+    assert 0 < (tuned - plain)[~OUTSIDE].abs().max() < 0.1
 
 
 def test_cancel_while_tuning_keeps_the_pictures_and_the_weights(tiny, blend, monkeypatch):
