@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.reference_conditioning import reference_conditioning
+from ..host.reference_files import ORDERS, load_reference_files, reference_files
 from .sockets import ReferenceEncoder
 
 
@@ -40,4 +41,46 @@ class ReferenceConditioning(io.ComfyNode):
         return io.NodeOutput(*reference_conditioning(reference_encoder, clip_vision, reference, mask))
 
 
-NODES = [ReferenceConditioning]
+class LoadReferenceModel(io.ComfyNode):
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        files = reference_files()
+        return io.Schema(
+            node_id="InlayLoadReferenceModel",
+            display_name="Load Reference Model",
+            category="inlay/paint",
+            description="Loads Paint-by-Example's UNet and the mapper that tells it a reference, from safetensors.",
+            search_aliases=["Paint-by-Example", "exemplar", "reference inpainting", "load checkpoint"],
+            inputs=[
+                io.Combo.Input(
+                    "model_file",
+                    options=files,
+                    tooltip="Paint-by-Example's checkpoint, or its UNet in diffusers' form.",
+                ),
+                io.Combo.Input(
+                    "encoder_file", options=files, tooltip="The same checkpoint, or the image encoder of diffusers."
+                ),
+                io.Combo.Input(
+                    "order",
+                    options=list(ORDERS),
+                    default="auto",
+                    optional=True,
+                    advanced=True,
+                    tooltip="Of the extra channels. paint-by-example: masked picture, then a mask that is 1 where "
+                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: paint-by-example.",
+                ),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model", tooltip="The inpainting UNet."),
+                ReferenceEncoder.Output(
+                    "reference_encoder", display_name="reference_encoder", tooltip="For Tell By Reference."
+                ),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model_file, encoder_file, order="auto") -> io.NodeOutput:
+        return io.NodeOutput(*load_reference_files(model_file, encoder_file, order))
+
+
+NODES = [ReferenceConditioning, LoadReferenceModel]

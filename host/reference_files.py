@@ -1,0 +1,119 @@
+"""Paint-by-Example from safetensors: its UNet as the host's MODEL, its mapper as our reference encoder."""
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import comfy.sd
+import comfy.utils
+import folder_paths
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from ..guidance.reference import ReferenceEncoder
+from ..guidance.reference_mapper import ReferenceMapper
+
+FOLDERS = ("checkpoints", "diffusion_models", "clip_vision")
+ORDERS = ("auto", "paint-by-example", "host")
+# Paint-by-Example reads the masked picture first and then a mask that is 1 where the picture is kept.
+_KEYS = {"paint-by-example": ("masked_image", "mask_inverted"), "host": ("mask", "masked_image")}
+
+# The parts of the mapper by our names, in each format.
+_LDM = {
+    "norm1": "cond_stage_model.mapper.resblocks.{}.ln_1",
+    "out": "cond_stage_model.mapper.resblocks.{}.attn.c_proj",
+    "norm2": "cond_stage_model.mapper.resblocks.{}.ln_2",
+    "up": "cond_stage_model.mapper.resblocks.{}.mlp.c_fc",
+    "down": "cond_stage_model.mapper.resblocks.{}.mlp.c_proj",
+}
+_LDM_HEAD = {"norm": "cond_stage_model.final_ln", "projection": "proj_out"}
+_DIFFUSERS = {
+    "norm1": "mapper.blocks.{}.norm1",
+    "value": "mapper.blocks.{}.attn1.to_v",
+    "out": "mapper.blocks.{}.attn1.to_out.0",
+    "norm2": "mapper.blocks.{}.norm3",
+    "up": "mapper.blocks.{}.ff.net.0.proj",
+    "down": "mapper.blocks.{}.ff.net.2",
+}
+_DIFFUSERS_HEAD = {"norm": "final_layer_norm", "projection": "proj_out"}
+_KINDS = ("weight", "bias")
+_FORMATS = (("learnable_vector", _LDM, _LDM_HEAD), ("uncond_vector", _DIFFUSERS, _DIFFUSERS_HEAD))
+
+
+def reference_files() -> list[str]:
+    """folder/name of every file that could hold a part, other formats too, which are refused with a sentence."""
+    return [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+
+
+def find_file(name: str) -> str:
+    """The path of folder/name. Raises ValueError where there is none and for anything but safetensors."""
+    folder, _, rest = name.partition("/")
+    path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS else None
+    if path is None:
+        raise ValueError(f'There is no file "{name}". Put it into one of the folders {", ".join(FOLDERS)}.')
+    if Path(path).suffix != ".safetensors":
+        raise ValueError(
+            f'"{name}" can run code when it is opened, so it is not. Convert it once: torch.load(..., '
+            'weights_only=True), then safetensors.torch.save_file of its "state_dict", and choose the new file.'
+        )
+    return path
+
+
+def load_reference_encoder(path: str) -> ReferenceEncoder:
+    """The mapper, norm, projection and learned vector of Paint-by-Example, of its own or of diffusers' file."""
+    return build_encoder(comfy.utils.load_torch_file(path, safe_load=True))
+
+
+def build_encoder(weights: Mapping[str, Tensor]) -> ReferenceEncoder:
+    """Raises ValueError where the weights hold no mapper."""
+    formats = [known for known in _FORMATS if known[0] in weights]
+    if not formats:
+        raise ValueError(
+            "The file holds no reference mapper. Choose Paint-by-Example's own checkpoint, or diffusers' image encoder."
+        )
+    null, block, head = formats[0]
+    pattern = re.compile(re.escape(block["norm1"]).replace(re.escape("{}"), r"(\d+)") + r"\.weight")
+    blocks = sum(pattern.fullmatch(key) is not None for key in weights)
+    state = {f"{name}.{kind}": weights[f"{source}.{kind}"] for name, source in head.items() for kind in _KINDS}
+    for number in range(blocks):
+        parts = {name: source.format(number) for name, source in block.items()}
+        for kind in _KINDS:
+            state |= {f"blocks.{number}.{name}.{kind}": weights[f"{part}.{kind}"] for name, part in parts.items()}
+            if "value" not in parts:
+                joined = weights[f"cond_stage_model.mapper.resblocks.{number}.attn.c_qkv.{kind}"]
+                state[f"blocks.{number}.value.{kind}"] = joined.chunk(3)[2]
+    context, width = state["projection.weight"].shape
+    mapper = ReferenceMapper(blocks, width, context)
+    mapper.load_state_dict({key: value.float() for key, value in state.items()})
+    encoder = ReferenceEncoder(mapper, weights[null].float().reshape(1, 1, context).clone(), width)
+    return encoder.eval().requires_grad_(False)
+
+
+def load_reference_model(path: str, order: str, disable_dynamic: bool = False) -> ModelPatcher:
+    """The UNet, with its extra channels in the order and polarity that it was trained with.
+
+    order: paint-by-example or host. Raises ValueError for a file without such a UNet.
+    """
+    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    model = comfy.sd.load_diffusion_model_state_dict(weights, disable_dynamic=disable_dynamic)
+    if model is None or model.model.model_config.unet_config.get("in_channels") != 9:
+        raise ValueError(
+            f'"{Path(path).name}" holds no UNet with 9 channels in. Choose Paint-by-Example\'s checkpoint or its UNet.'
+        )
+    model.model.concat_keys = _KEYS[order]
+    # The host loads a model again through this, for gradients and for other devices.
+    model.cached_patcher_init = (load_reference_model, (path, order))
+    return model
+
+
+def load_reference_files(model_file: str, encoder_file: str, order: str) -> tuple[ModelPatcher, ReferenceEncoder]:
+    """Both parts of folder/name files. order: of ORDERS; auto is Paint-by-Example's, whose mapper this is."""
+    model_path, encoder_path = find_file(model_file), find_file(encoder_file)
+    encoder = load_reference_encoder(encoder_path)
+    model = load_reference_model(model_path, "paint-by-example" if order == "auto" else order)
+    wanted, found = model.model.model_config.unet_config["context_dim"], encoder.null.shape[-1]
+    if wanted != found:
+        raise ValueError(
+            f"The UNet takes tokens of {wanted} values and the mapper gives {found}. Choose files of one model."
+        )
+    return model, encoder
