@@ -11,7 +11,7 @@ from .tasks import KINDS, draw_tasks
 from .vocabulary import SHAPES
 
 
-def _mask(mask: Tensor) -> Tensor:
+def as_picture(mask: Tensor) -> Tensor:
     return mask[0, ..., None].expand(-1, -1, 3)
 
 
@@ -46,7 +46,7 @@ def paint(world: World) -> list[Row]:
         guided = _guided(world, job)
         job, images = world.paint(seed, guided, candidates=2)
         change = ((images - job[0]).abs() * 8).clamp(0, 1)
-        scene = [("scene", job[0][0]), (job[4], _mask(job[1]))]
+        scene = [("scene", job[0][0]), (job[4], as_picture(job[1]))]
         rows.append([*scene, ("first", images[0]), ("second", images[1]), ("difference x8", change[0])])
     return rows
 
@@ -62,7 +62,7 @@ def region(world: World) -> list[Row]:
         plain = world.paint(seed)[1]
         zero, null = (world.paint(seed, _guided(world, job, outside))[1] for outside in ("zero", "null"))
         results = [("without", plain[0]), ("outside: zero", zero[0]), ("outside: null", null[0])]
-        rows.append([("scene", job[0][0]), (job[4], _mask(job[1])), *results])
+        rows.append([("scene", job[0][0]), (job[4], as_picture(job[1])), *results])
     return rows
 
 
@@ -111,7 +111,7 @@ def saliency(world: World) -> list[Row]:
     for seed in (3, 4, 11):
         job = world.job(seed, "show")
         both = {"model": world.model, "vae": world.vae, "image": job[0]}
-        row = [("scene", job[0][0]), ("truth", _mask(job[1]))]
+        row = [("scene", job[0][0]), ("truth", as_picture(job[1]))]
         for source in ("self-attention", "calibrated self-attention"):
             row.append((source, world.run("InlaySaliencyMask", source=source, **both)[2][0]))
         words = {"clip": world.clip, "prompt": job[4], "words": job[4].split(" on ")[0].split(" in ")[0].split()[-1]}
@@ -134,7 +134,7 @@ def boxes(world: World) -> list[Row]:
             stretch=True,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)
-        rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", _mask(found[0]))])
+        rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", as_picture(found[0]))])
     return rows
 
 
@@ -219,8 +219,34 @@ def swap(world: World) -> list[Row]:
         for method in ("instantswap", "dds", "sds"):
             job, source, image = _swapped(world, seed, shape, method)
             row.append((method, image[0]))
-        rows.append([(source, job[0][0]), (f"{source} to {shape}", _mask(_box(job[1]))), *row])
+        rows.append([(source, job[0][0]), (f"{source} to {shape}", as_picture(_box(job[1]))), *row])
     return rows
+
+
+def blend(world: World) -> list[Row]:
+    rows = []
+    for seed in (12, 31):
+        job = world.job(seed)
+        row = [("scene", job[0][0])]
+        for text, name in ((job[4], "ddpm, best of 2"), ("", "no words: removal")):
+            images, _ = world.run(
+                "InlayBlend",
+                **{"model": world.model, "clip": world.clip, "vae": world.vae, "clip_vision": world.clip_vision},
+                **{"image": job[0], "mask": job[1], "text": text, "steps": 20, "denoise": 1.0, "candidates": 2},
+            )
+            row.append((name, images[0]))
+        rows.append(row)
+    return rows
+
+
+def extrapolate(world: World) -> list[Row]:
+    job = world.job(25, "show")
+    grown, area = world.run(
+        "InlayExtrapolate",
+        **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0], "steps": 20},
+        **{"left": 64, "right": 64, "prompt": "a photo of nothing on a meadow"},
+    )
+    return [[("scene", job[0][0]), ("64 pixels more on both sides", grown[0]), ("what is new", as_picture(area))]]
 
 
 def concept_region(world: World) -> list[Row]:
@@ -231,7 +257,7 @@ def concept_region(world: World) -> list[Row]:
         told = world.run("InlayConceptRegion", model=world.model, concept=world.words(f"a red {shape}"), mask=mask)[0]
         image = world.draw(["a photo of a thing on a meadow"], told, seed=5)
         row.append((f"in the box: a red {shape}", image[0]))
-    return [[("box", _mask(mask)), *row]]
+    return [[("box", as_picture(mask)), *row]]
 
 
 PAGES: dict[str, Callable[[World], list[Row]]] = {
@@ -248,6 +274,8 @@ PAGES: dict[str, Callable[[World], list[Row]]] = {
     "InlayMeasure": measure,
     "InlayClipGuidance": clip_guidance,
     "InlayStyleGuidance": style_guidance,
+    "InlayBlend": blend,
+    "InlayExtrapolate": extrapolate,
     "InlaySwap": swap,
     "InlayConceptRegion": concept_region,
 }

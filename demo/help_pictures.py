@@ -66,17 +66,20 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
 
 
 def main(argv: list[str]) -> int:
-    from .help_pages import PAGES
+    from .help_pages import PAGES as PAINTING
+    from .help_training_pages import PAGES as TRAINING
+
+    pages = {**PAINTING, **TRAINING}
 
     parser = argparse.ArgumentParser(prog="dev.py pictures", description=__doc__)
     parser.add_argument("pages", nargs="*", help="only these nodes")
-    wanted = parser.parse_args(argv).pages or list(PAGES)
-    if unknown := set(wanted) - set(PAGES):
+    wanted = parser.parse_args(argv).pages or list(pages)
+    if unknown := set(wanted) - set(pages):
         parser.error(f"there is no help page for {', '.join(sorted(unknown))}")
     with torch.inference_mode():
         world = World()
         for name in wanted:
             path = DOCS / f"{name}.jpg"
-            sheet(PAGES[name](world)).save(path, quality=88, optimize=True)
+            sheet(pages[name](world)).save(path, quality=88, optimize=True)
             print(path.relative_to(DOCS.parents[1]), flush=True)
     return 0
