@@ -51,13 +51,14 @@ def subject_conditioning(
     vision: comfy.clip_vision.ClipVisionModel | None,
     reference: Tensor | None,
     clip: comfy.sd.CLIP | None,
+    mask: Tensor | None = None,
 ) -> tuple[list | ExecutionBlocker, list | ExecutionBlocker]:
-    """Positive and negative: the reference, or the prompt that the subject was trained under.
+    """Positive and negative: the reference, cut out by its mask if there is one, or the prompt it was trained under.
 
     Where neither can be made, what depends on them is not run, and says why.
     """
     if reference is not None:
-        return reference_conditioning(encoder, vision, reference)
+        return reference_conditioning(encoder, vision, reference, mask)
     prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
     if clip is not None and prompt:
         return encode_text(clip, prompt), encode_text(clip, "")

@@ -38,6 +38,11 @@ class LoadSubject(io.ComfyNode):
                 ),
                 io.ClipVision.Input("clip_vision", optional=True, tooltip="The encoder's own CLIP vision model."),
                 io.Image.Input("reference", optional=True, tooltip="A picture of the subject, filling most of it."),
+                io.Mask.Input(
+                    "reference_mask",
+                    optional=True,
+                    tooltip="White on the subject: it is cut out of a larger picture, as in training.",
+                ),
                 io.Clip.Input(
                     "clip",
                     optional=True,
@@ -70,12 +75,12 @@ class LoadSubject(io.ComfyNode):
     @classmethod
     def execute(
         cls, model, lora_file, strength, lora=None, reference_encoder=None, clip_vision=None, reference=None,
-        clip=None, way="weights", other_weights=False,
+        reference_mask=None, clip=None, way="weights", other_weights=False,
     ) -> io.NodeOutput:  # fmt: skip
         if lora is None and lora_file == CONNECTED:
             raise ValueError("There is no subject to load. Connect lora, or choose a lora_file.")
         lora = read_lora(lora_file) if lora is None else lora
-        conditioning = subject_conditioning(lora, reference_encoder, clip_vision, reference, clip)
+        conditioning = subject_conditioning(lora, reference_encoder, clip_vision, reference, clip, reference_mask)
         return io.NodeOutput(load_subject(model, lora, strength, way, other_weights), *conditioning)
 
 

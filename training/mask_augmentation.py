@@ -34,10 +34,10 @@ def grow_sides(box: Sides, height: int, width: int, generator: torch.Generator) 
     return Sides(box.left - left, box.top - top, box.right + right, box.bottom + bottom)
 
 
-def curve_points(box: Sides, grown: Sides, generator: torch.Generator) -> Tensor:
+def curve_points(box: Sides, grown: Sides, generator: torch.Generator, jitter: int = JITTER) -> Tensor:
     """(72, 2) x and y along four Bezier curves between the box's corners, whose controls lie on the grown sides.
 
-    18 points a curve at 0.05, 0.10 ... 0.90, each moved by up to 5 pixels along both axes.
+    18 points a curve at 0.05, 0.10 ... 0.90, each moved by up to `jitter` pixels along both axes.
     """
     middle_x, middle_y = (box.left + box.right) / 2, (box.top + box.bottom) / 2
     corners = [(box.left, box.top), (box.right, box.top), (box.right, box.bottom), (box.left, box.bottom)]
@@ -50,7 +50,7 @@ def curve_points(box: Sides, grown: Sides, generator: torch.Generator) -> Tensor
         )
         curves.append((1 - u) ** 2 * start + 2 * u * (1 - u) * middle + u**2 * end)
     points = torch.cat(curves)
-    return points + torch.randint(-JITTER, JITTER + 1, points.shape, generator=generator)
+    return points + torch.randint(-jitter, jitter + 1, points.shape, generator=generator)
 
 
 def fill_polygon(points: Tensor, height: int, width: int) -> Tensor:
@@ -81,7 +81,9 @@ def draw_hole(box: Sides, height: int, width: int, kind: str, generator: torch.G
     curved = kind == "bezier" or (kind == "paper" and float(torch.rand((), generator=generator)) < CURVE_SHARE)
     if not curved:
         return fill_box(grown, height, width), grown
-    return fill_polygon(curve_points(box, grown, generator), height, width), grown
+    # Five pixels are meant for photos; in a picture of 128 they would uncover the subject.
+    jitter = min(JITTER, max(1, min(height, width) // 100))
+    return fill_polygon(curve_points(box, grown, generator, jitter), height, width), grown
 
 
 def draw_square(hole: Sides, height: int, width: int, generator: torch.Generator | None) -> Square:

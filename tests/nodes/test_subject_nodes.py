@@ -39,6 +39,9 @@ def test_a_subject_is_trained_loaded_and_asked_for(tiny, sample):
             model=tiny.inpaint_model, lora=trained, clip_vision=tiny.clip_vision, reference=images[0], **chosen
         ).args
         told = ReferenceConditioning.execute(encoder, tiny.clip_vision, images[0]).args
+        shown = {"reference": images[0], "reference_mask": masks[0], "clip_vision": tiny.clip_vision, **chosen}
+        cut = LoadSubject.execute(model=tiny.inpaint_model, lora=trained, **shown).args[1]
+    assert not torch.equal(cut[0][0], positive[0][0])
     assert len(losses["loss"]) == 1 and preview.ndim == 4
     assert all(torch.equal(again[key], trained[key]) for key in trained)
     assert torch.equal(positive[0][0], told[0][0][0])
