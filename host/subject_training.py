@@ -76,8 +76,8 @@ def train_subject(
     Raises ValueError with what to do for bad input, before the first step. On cancel a checkpoint is written and shown,
     and the host's interrupt goes on; the same call continues there, with the result that one run would have had.
     """
-    job = _Job(model, vae, photos, name.strip(), settings.resolved(), teller)
-    return job.run(lora_name(name, if_exists))
+    saved_as = lora_name(name, if_exists)
+    return _Job(model, vae, photos, name.strip(), settings.resolved(), teller).run(saved_as)
 
 
 class _Job:
