@@ -26,9 +26,12 @@ class World:
         self.empty = self.words("")
 
     def run(self, node: str, **inputs: Any) -> tuple:
-        sockets = self._nodes[node].define_schema().inputs
-        optional = {socket.id: socket.default for socket in sockets if getattr(socket, "default", None) is not None}
-        return self._nodes[node].execute(**{**optional, **inputs}).args
+        schema = self._nodes[node].define_schema()
+        given = {socket.id: socket.default for socket in schema.inputs if getattr(socket, "default", None) is not None}
+        given.update(inputs)
+        if schema.is_input_list:
+            given = {name: [value] for name, value in given.items() if value is not None}
+        return self._nodes[node].execute(**given).args
 
     def words(self, text: str) -> list:
         return self.clip.encode_from_tokens_scheduled(self.clip.tokenize(text))
