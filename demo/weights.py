@@ -28,12 +28,15 @@ def read_card(part: str) -> dict:
     return json.loads(weights_path(part).with_suffix(".json").read_text())
 
 
-def load_part(part: str) -> dict[str, Tensor]:
-    """The part's tensors, floats in fp32. Raises WeightsError if they are missing or belong to other parts."""
+def load_part(part: str, matching: bool = True) -> dict[str, Tensor]:
+    """The part's tensors, floats in fp32. Raises WeightsError if they are missing or belong to other parts.
+
+    matching: False takes them also beside parts that they were not trained on, to train them again.
+    """
     path = weights_path(part)
     if not path.exists():
         raise WeightsError(f"The demo model '{part}' is missing. Train it with `python dev.py train-demo {part}`.")
-    for other, wanted in read_card(part).get("trained_on", {}).items():
+    for other, wanted in (read_card(part).get("trained_on", {}) if matching else {}).items():
         if file_hash(weights_path(other)) != wanted:
             raise WeightsError(
                 f"The demo model '{part}' was trained on another '{other}' than the one here. "

@@ -237,6 +237,17 @@ def expand_vocabulary(rows: Tensor, ids: Tensor) -> Tensor:
     return table
 
 
+def split_clip(tensors: StateDict) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Text and vision weights out of the one CLIP file, the vocabulary at its full size."""
+    text, vision = (weights_under(tensors, prefix) for prefix in ("text.", "vision."))
+    text[TOKEN_TABLE] = expand_vocabulary(text[TOKEN_TABLE], tensors["token_ids"].long())
+    return text, vision
+
+
+def weights_under(tensors: StateDict, prefix: str) -> dict[str, Tensor]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
 def token_ids(texts: list[str]) -> Tensor:
     """The stock tokenizer's ids, (len(texts), 77), padded as the host pads."""
     tokenizer = comfy.sd1_clip.SDTokenizer()

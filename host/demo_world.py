@@ -4,10 +4,9 @@ from dataclasses import dataclass
 
 import comfy.sd
 import folder_paths
-import torch
 from comfy.clip_vision import ClipVisionModel
 from comfy.model_patcher import ModelPatcher
-from torch import nn
+from torch import Tensor, nn
 
 from ..demo.weights import load_part
 from ..guidance.reference import ReferenceEncoder
@@ -31,15 +30,11 @@ def load_demo_models(variant: str) -> DemoModels:
     Raises demo.weights.WeightsError if weights are missing or were not trained together.
     """
     clip_weights = load_part("clip")
-    ids = clip_weights.pop("token_ids").long()
-    text = {key.removeprefix("text."): value for key, value in clip_weights.items() if key.startswith("text.")}
-    vision = {key.removeprefix("vision."): value for key, value in clip_weights.items() if key.startswith("vision.")}
-    table = demo_models.TOKEN_TABLE
-    text[table] = demo_models.expand_vocabulary(text[table], ids)
+    text, vision = demo_models.split_clip(clip_weights)
     inpaint = load_part("inpaint")
-    unet = load_part("unet") if variant == "text" else _under(inpaint, "unet.net.")
+    unet = load_part("unet") if variant == "text" else demo_models.weights_under(inpaint, "unet.net.")
     clip = demo_models.build_text_encoder(text, folder_paths.get_folder_paths("embeddings"))
-    clip.tokenizer.clip_l.known = frozenset(ids.tolist())
+    clip.tokenizer.clip_l.known = frozenset(clip_weights["token_ids"].tolist())
     return DemoModels(
         model=demo_models.build_model(unet),
         clip=clip,
@@ -49,14 +44,10 @@ def load_demo_models(variant: str) -> DemoModels:
     )
 
 
-def _under(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
-    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-
-
-def _reference_encoder(inpaint: dict[str, torch.Tensor]) -> ReferenceEncoder:
+def _reference_encoder(inpaint: dict[str, Tensor]) -> ReferenceEncoder:
     null = inpaint["null"]
     width = inpaint["projection.1.weight"].shape[1]
     projection = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, null.shape[-1]))
     encoder = ReferenceEncoder(projection, null, width)
-    encoder.projection.load_state_dict(_under(inpaint, "projection."))
+    encoder.projection.load_state_dict(demo_models.weights_under(inpaint, "projection."))
     return encoder.eval().requires_grad_(False)

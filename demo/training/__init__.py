@@ -27,7 +27,7 @@ def main(argv: list[str]) -> int:
 def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool) -> None:
     """Trains one part on CUDA where there is one, and exports its averaged weights.
 
-    Without a checkpoint it starts from the committed weights, where they still fit what they were trained on.
+    Without a checkpoint it starts from the committed weights, if there are any; CLIP always starts afresh.
     """
     import torch
 
@@ -41,8 +41,8 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool) ->
             warm = {
                 "vae": export.warm_vae,
                 "judge": lambda: load_part("judge"),
-                "unet": lambda: {f"net.{key}": value for key, value in load_part("unet").items()},
-                "inpaint": lambda: load_part("inpaint"),
+                "unet": lambda: {f"net.{key}": value for key, value in load_part("unet", matching=False).items()},
+                "inpaint": lambda: load_part("inpaint", matching=False),
             }.get(part, lambda: None)()
         except WeightsError as error:
             print(f"{part}: starts afresh. {error}", flush=True)

@@ -8,24 +8,17 @@ from ..weights import file_hash, load_part, weights_path
 from .clip import clip_pixels
 
 
-def split_clip(tensors: dict[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Text and vision weights out of the one CLIP file, the vocabulary at its full size."""
-    text = {key.removeprefix("text."): value for key, value in tensors.items() if key.startswith("text.")}
-    vision = {key.removeprefix("vision."): value for key, value in tensors.items() if key.startswith("vision.")}
-    table = text[demo_models.TOKEN_TABLE]
-    text[demo_models.TOKEN_TABLE] = demo_models.expand_vocabulary(table, tensors["token_ids"].long())
-    return text, vision
-
-
 class Parts:
     """Frozen encoders on one device."""
 
     def __init__(self, device: str) -> None:
         self.device = device
         self.vae_hash, self.clip_hash = (file_hash(weights_path(part)) for part in ("vae", "clip"))
+        # What a UNet stands on: its checkpoint is worth nothing on other latents or texts.
+        self.basis = f"{self.vae_hash} {self.clip_hash}"
         self.vae = demo_models.build_autoencoder()
         self.vae.load_state_dict(load_part("vae"))
-        text, vision = split_clip(load_part("clip"))
+        text, vision = demo_models.split_clip(load_part("clip"))
         self.text = demo_models.build_bare_text_encoder()
         self.text.load_state_dict(text)
         self.vision = demo_models.build_bare_vision()

@@ -4,7 +4,7 @@ import json
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -46,7 +46,10 @@ class Run:
         decay: float = 0.998,
         save_seconds: float = 120.0,
         warm_start: dict[str, Tensor] | None = None,
+        basis: str = "",
     ) -> None:
+        """basis: names what this part stands on; a checkpoint of another basis lends its weights and nothing else."""
+        self.basis = basis
         self.name, self.module, self.steps, self.rate = name, module, steps, rate
         self.path = folder / f"{name}.pt"
         self.save_seconds = save_seconds
@@ -67,6 +70,9 @@ class Run:
         self.averaged.weights = {
             key: value.to(next(self.module.parameters()).device) for key, value in state["averaged"].items()
         }
+        if state.get("basis", "") != self.basis:
+            print(f"{self.name}: what it stands on has changed; starts again from its weights", flush=True)
+            return
         self.optimizer.load_state_dict(state["optimizer"])
         self.done, self.seconds, self.log = state["done"], state["seconds"], json.loads(state["log"])
         print(f"{self.name}: goes on at step {self.done} of {self.steps}", flush=True)
@@ -79,6 +85,7 @@ class Run:
             "done": self.done,
             "seconds": self.seconds,
             "log": json.dumps(self.log),
+            "basis": self.basis,
         }
         partial = self.path.with_suffix(".partial")
         torch.save(state, partial)
@@ -89,6 +96,7 @@ class Run:
         started = saved = time.monotonic()
         before = self.seconds
         sums: dict[str, float] = {}
+        count = 0
         while self.done < self.steps:
             for group in self.optimizer.param_groups:
                 group["lr"] = self.rate * cosine_rate(self.done / self.steps)
@@ -102,18 +110,13 @@ class Run:
             for key, value in figures.items():
                 sums[key] = sums.get(key, 0.0) + float(value)
             self.seconds = before + time.monotonic() - started
+            count += 1
             if self.done % report_every == 0 or self.done == self.steps:
-                count = self.done % report_every or report_every
                 entry = {key: round(value / count, 5) for key, value in sums.items()}
                 self.log.append({"step": self.done, "seconds": round(self.seconds, 1), **entry})
                 print(f"{self.name} {self.done}/{self.steps} {self.seconds:.0f} s {entry}", flush=True)
-                sums = {}
+                sums, count = {}, 0
             if time.monotonic() - saved > self.save_seconds:
                 self.save()
                 saved = time.monotonic()
         self.save()
-
-
-def seed_batches(first_seed: int, batch: int, step: int) -> Iterator[int]:
-    """The seeds of one step's pictures: every step its own, the same on every machine."""
-    return iter(range(first_seed + step * batch, first_seed + (step + 1) * batch))

@@ -1,5 +1,6 @@
 """Trains the text UNet on latents of the finished VAE and states of the finished text encoder."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -7,8 +8,9 @@ from torch import Tensor, nn
 
 from ...host.demo_models import build_unet
 from ..captions import training_captions
+from ..scenes import Scenes
 from .parts import Parts
-from .pictures import SEEDS, training_set
+from .pictures import SEEDS, training_scenes, training_set
 from .run import Run
 from .schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_timesteps
 
@@ -54,10 +56,8 @@ def noised(clean: Tensor, generator: torch.Generator, alphas: Tensor) -> tuple[T
     return noisy, noise.to(device), timesteps.to(device), min_snr_weight(alphas[timesteps]).to(device)
 
 
-def caption_sets(scenes) -> list[list[str]]:
+def caption_sets(scenes: Scenes) -> list[list[str]]:
     """Several wordings of every scene."""
-    from dataclasses import replace
-
     return [
         training_captions(replace(scenes, seed=tuple(seed + 500_000_000 * copy for seed in scenes.seed)))[0]
         for copy in range(CAPTIONS_A_SCENE)
@@ -71,8 +71,6 @@ def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[
     for first in range(0, count, block):
         seeds = list(range(SEEDS["unet"] + first, SEEDS["unet"] + min(first + block, count)))
         if len(stored) >= first + len(seeds):
-            from .pictures import training_scenes
-
             scenes = training_scenes(seeds)
             latents.append(stored[first : first + len(seeds)])
         else:
@@ -93,7 +91,7 @@ def train_unet(folder: Path, device: str, steps: int, scenes: int, warm_start: d
     parts = Parts(device)
     latents, captions = prepare_latents(parts, scenes, folder / f"latents-{parts.vae_hash[:12]}.pt", device)
     model = Denoiser(4, seed=7).to(device)
-    run = Run("unet", folder, model, steps, 8e-4, decay=0.998, warm_start=warm_start)
+    run = Run("unet", folder, model, steps, 8e-4, decay=0.998, warm_start=warm_start, basis=parts.basis)
     alphas = alpha_bars()
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:

@@ -1,0 +1,71 @@
+"""Training runs resume exactly, and start again when what they stand on has changed; exports keep what was trained."""
+
+import torch
+from inlay.demo.training.export import rescale_latents
+from inlay.demo.training.run import Run
+from inlay.demo.training.schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_timesteps
+from inlay.host.demo_models import build_autoencoder
+from torch import nn
+
+
+def trained(folder, steps, stop=None, basis="a"):
+    torch.manual_seed(0)
+    run = Run("part", folder, nn.Linear(4, 2), steps, 1e-2, basis=basis)
+
+    def step(index):
+        if index == stop:
+            run.save()
+            raise KeyboardInterrupt
+        inputs = torch.randn(8, 4, generator=torch.Generator().manual_seed(index))
+        loss = (run.module(inputs) - inputs[:, :2]).square().mean()
+        return loss, {"loss": loss.item()}
+
+    try:
+        run.train(step, report_every=5)
+    except KeyboardInterrupt:
+        pass
+    return run
+
+
+def test_a_stopped_run_goes_on_to_the_same_weights(tmp_path):
+    whole = trained(tmp_path / "whole", 20)
+    trained(tmp_path / "parts", 20, stop=7)
+    resumed = trained(tmp_path / "parts", 20)
+    assert resumed.done == 20
+    for name, value in whole.averaged.weights.items():
+        assert torch.equal(value, resumed.averaged.weights[name])
+    # Figures are means over the steps that this process took.
+    assert whole.log[-1]["loss"] == resumed.log[-1]["loss"] and resumed.log[0]["loss"] > 0
+
+
+def test_a_checkpoint_of_another_basis_lends_only_its_weights(tmp_path):
+    first = trained(tmp_path, 10)
+    torch.manual_seed(1)
+    again = Run("part", tmp_path, nn.Linear(4, 2), 10, 1e-2, basis="b")
+    assert again.done == 0 and torch.equal(again.module.weight, first.module.weight)
+
+
+def test_folding_changes_the_latents_and_not_the_pictures():
+    net = build_autoencoder(seed=3)
+    pixels = torch.rand(2, 3, 64, 64) * 2 - 1
+    mean, std = torch.tensor([0.5, -1.0, 2.0, 0.0]), torch.tensor([0.5, 2.0, 1.0, 3.0])
+    with torch.no_grad():
+        moments = net.quant_conv(net.encoder(pixels))
+        picture = net.decoder(net.post_quant_conv(moments[:, :4]))
+        net.load_state_dict(rescale_latents(net.state_dict(), mean, std))
+        folded = net.quant_conv(net.encoder(pixels))
+        again = net.decoder(net.post_quant_conv(folded[:, :4]))
+    shape = (1, 4, 1, 1)
+    assert torch.allclose(folded[:, :4], (moments[:, :4] - mean.view(shape)) / std.view(shape), atol=1e-5)
+    assert torch.allclose(folded[:, 4:], moments[:, 4:] - 2 * std.log().view(shape), atol=1e-5)
+    assert torch.allclose(again, picture, atol=1e-4)
+
+
+def test_the_schedule_is_the_host_s(tiny):
+    sigmas = tiny.model.get_model_object("model_sampling").sigmas
+    assert torch.allclose(((1 - alpha_bars()) / alpha_bars()).sqrt(), sigmas.cpu(), rtol=1e-4)
+    assert tiny.model.model.latent_format.scale_factor == LATENT_SCALE
+    alphas = torch.tensor([0.5, 0.99])  # SNR 1 and 99
+    assert torch.allclose(min_snr_weight(alphas), torch.tensor([1.0, 5 / 99]))
+    drawn = stratified_timesteps(10, torch.Generator().manual_seed(0)).sort().values
+    assert torch.equal(drawn // 100, torch.arange(10))
