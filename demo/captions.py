@@ -1,6 +1,6 @@
 """What the demo world's pictures are called."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -84,6 +84,11 @@ def training_captions(scenes: Scenes) -> tuple[list[str], list[Named]]:
         texts.append(caption(scenes, row, named, d[12], rare))
         names.append(named)
     return texts, names
+
+
+def reworded(scenes: Scenes, copy: int) -> Scenes:
+    """The same scenes, whose `training_captions` are drawn anew for every copy."""
+    return replace(scenes, seed=tuple(seed + 500_000_000 * copy for seed in scenes.seed))
 
 
 def attribute_labels(scenes: Scenes) -> dict[str, Tensor]:

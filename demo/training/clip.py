@@ -10,12 +10,14 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, interpolate, normalize
 
 from ...host.demo_models import allow_gradients, build_bare_vision, build_short_text_encoder, token_ids
-from ..captions import PENCIL, Named, attribute_labels, training_captions, vocabulary_texts
+from ..captions import PENCIL, Named, attribute_labels, reworded, training_captions, vocabulary_texts
 from ..scenes import Scenes
 from .pictures import SEEDS, training_set
 from .run import Run
 
 BATCH = 128
+# Drawing costs as much as learning: so many batches are drawn and kept, and described anew each time round.
+DRAWN = 300
 POSITIONS = 32
 HEADS = {"shape": 8, "colour": 8, "surface": 3, "pair": 64, "style": 4, "background": 6}
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -114,14 +116,22 @@ def train_clip(folder: Path, device: str, steps: int, warm_start: dict[str, Tens
     pair = Pair(len(vocabulary.ids)).to(device)
     run = Run("clip", folder, pair, steps, 1e-3, warm_start=warm_start)
 
+    kept: dict[int, tuple[Scenes, Tensor]] = {}
+
+    def drawn(batch: int) -> tuple[Scenes, Tensor]:
+        if batch not in kept:
+            first = SEEDS["clip"] + batch * BATCH
+            shown = training_set(list(range(first, first + BATCH)), device)
+            kept[batch] = shown.scenes, clip_pixels(shown.pictures.image).bfloat16()
+        return kept[batch]
+
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
-        first = SEEDS["clip"] + index * BATCH
-        shown = training_set(list(range(first, first + BATCH)), device)
-        captions, names = training_captions(shown.scenes)
-        labels = {name: value.to(device) for name, value in attribute_labels(shown.scenes).items()}
-        seen, spoken = _told(shown.scenes, names)
+        scenes, pixels = drawn(index % DRAWN)
+        captions, names = training_captions(reworded(scenes, index // DRAWN))
+        labels = {name: value.to(device) for name, value in attribute_labels(scenes).items()}
+        seen, spoken = _told(scenes, names)
         with torch.autocast(device, torch.bfloat16):
-            pictures = pair.embed_pictures(clip_pixels(shown.pictures.image))
+            pictures = pair.embed_pictures(pixels.float())
             texts = pair.embed_text(vocabulary.rows(captions).to(device))
         contrastive, top = contrast(pictures, texts, captions, pair.scale)
         looks = _attribute_loss(pair, pictures, labels, seen)

@@ -1,13 +1,12 @@
 """Trains the text UNet on latents of the finished VAE and states of the finished text encoder."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ...host.demo_models import build_unet
-from ..captions import training_captions
+from ..captions import reworded, training_captions
 from ..scenes import Scenes
 from .parts import Parts
 from .pictures import SEEDS, training_scenes, training_set
@@ -58,10 +57,7 @@ def noised(clean: Tensor, generator: torch.Generator, alphas: Tensor) -> tuple[T
 
 def caption_sets(scenes: Scenes) -> list[list[str]]:
     """Several wordings of every scene."""
-    return [
-        training_captions(replace(scenes, seed=tuple(seed + 500_000_000 * copy for seed in scenes.seed)))[0]
-        for copy in range(CAPTIONS_A_SCENE)
-    ]
+    return [training_captions(reworded(scenes, copy))[0] for copy in range(CAPTIONS_A_SCENE)]
 
 
 def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[Tensor, list[list[str]]]:

@@ -1,4 +1,4 @@
-"""Trains the KL autoencoder."""
+"""Trains the KL autoencoder, mostly on windows around things: places are easy, and things small."""
 
 from pathlib import Path
 
@@ -7,10 +7,16 @@ from torch import Tensor, nn
 from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from ...host.demo_models import build_autoencoder
+from ..scenes import SIZE
 from .pictures import SEEDS, training_set
 from .run import Run
 
 BATCH = 16
+WINDOW = 64
+WINDOWS_A_PICTURE = 2
+# Norms see another crowd in a window than in a whole picture: some steps, and the last ones, are on whole pictures.
+WHOLE_EVERY = 4
+WHOLE_FROM = 0.85
 _CHROMA = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.419, -0.081]])
 
 
@@ -51,15 +57,37 @@ def picture_loss(ours: Tensor, truth: Tensor, things: Tensor) -> Tensor:
     )
 
 
+def windows(image: Tensor, masks: Tensor, boxes: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """WINDOWS_A_PICTURE windows of each picture: around its first thing, around its second or anywhere.
+
+    image: (B, H, W, 3). masks: (B, H, W). boxes: (B, 2, 4) x, y, w, h, zero where nothing is. Returns both cut.
+    """
+    room = SIZE - WINDOW
+    pictures, places = [], []
+    for row in range(len(image)):
+        for index in range(WINDOWS_A_PICTURE):
+            jitter = (torch.rand(2, generator=generator) - 0.5) * WINDOW / 2
+            box = boxes[row, index].float().cpu()
+            centre = box[:2] + box[2:] / 2 + jitter if box[2] > 0 else torch.rand(2, generator=generator) * SIZE
+            left, top = (centre - WINDOW / 2).round().clamp(0, room).int().tolist()
+            pictures.append(image[row, top : top + WINDOW, left : left + WINDOW])
+            places.append(masks[row, top : top + WINDOW, left : left + WINDOW])
+    return torch.stack(pictures), torch.stack(places)
+
+
 def train_vae(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
     model = Autoencoder().to(device)
     run = Run("vae", folder, model, steps, 1.2e-3, warm_start=warm_start)
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
-        first = SEEDS["vae"] + index * BATCH
-        pictures = training_set(list(range(first, first + BATCH)), device).pictures
-        pixels = pictures.image.permute(0, 3, 1, 2) * 2 - 1
-        things = pictures.masks.amax(1)
+        whole = index % WHOLE_EVERY == 0 or index >= WHOLE_FROM * steps
+        count = BATCH if whole else BATCH * (SIZE // WINDOW) ** 2 // WINDOWS_A_PICTURE
+        first = SEEDS["vae"] + index * BATCH * 2
+        pictures = training_set(list(range(first, first + count)), device).pictures
+        image, things = pictures.image, pictures.masks.amax(1)
+        if not whole:
+            image, things = windows(image, things, pictures.boxes, torch.Generator().manual_seed(first))
+        pixels = image.permute(0, 3, 1, 2) * 2 - 1
         with torch.autocast(device, torch.bfloat16):
             ours, mean, logvar = model(pixels)
         fidelity = picture_loss(ours, pixels, things)
