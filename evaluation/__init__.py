@@ -61,7 +61,8 @@ def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
     if not options.full:
         shutil.rmtree(folder, ignore_errors=True)
     seeds = range(first, first + count)
-    study = Study(suite.name, seeds, Records(folder / "measured.jsonl", fingerprint(suite.name)), folder)
+    records = Records(folder / "measured.jsonl", fingerprint(suite.name))
+    study = Study(suite.name, seeds, records, folder, full=options.full)
     print(f"{suite.name}: {count} seeds", file=sys.stderr, flush=True)
     suite.run(study)
     report_path, sheet_path = folder / "report.json", folder / "sheet.jpg"

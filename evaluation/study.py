@@ -17,7 +17,8 @@ from .sheet import save_tile
 class Study:
     """The seeds to measure, where measurements go, and the pictures to show.
 
-    seeds: consecutive. shown: how many of them appear in the contact sheet, one row each.
+    seeds: consecutive. shown: how many of them appear in the contact sheet, one row each. full: of the published size,
+    for suites that measure less of each seed in a short run.
     """
 
     name: str
@@ -25,6 +26,7 @@ class Study:
     records: Records
     folder: Path
     shown: int = 12
+    full: bool = False
     _began: float = field(default_factory=time.monotonic)
 
     def measure(self, unit: str, size: int, of_seeds: Callable[[list[int]], list[Measured]]) -> None:
