@@ -13,6 +13,7 @@ from .subjects import SUITE_SUBJECTS, scenes_with_subjects
 
 KINDS = ("fill", "replace", "subject", "show", "pair")
 _REFERENCE_SEEDS = 1_000_000_007
+_NEXT_PHOTO = 100_003
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,12 @@ def reference_pictures(wanted: Scenes, seeds: Sequence[int]) -> Pictures:
     thing = replace(thing, centre=torch.minimum(torch.maximum(thing.centre, room), SIZE - room))
     # A reference in pencil would not tell its colour.
     return render(replace(elsewhere, things=(thing, elsewhere.things[1]), style=elsewhere.style % 3))
+
+
+def draw_photos(wanted: Scenes, seed: int, count: int) -> tuple[Tensor, Tensor]:
+    """Pictures (count, H, W, 3) of one scene's wanted thing and its true masks; the first is the task's reference."""
+    photos = [reference_pictures(wanted, [seed + number * _NEXT_PHOTO]) for number in range(count)]
+    return torch.cat([photo.image for photo in photos]), torch.cat([photo.masks[:, 0] for photo in photos])
 
 
 def draw_tasks(

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..demo.tasks import KINDS, draw_tasks
+from ..demo.tasks import KINDS, draw_photos, draw_tasks
 from ..demo.vocabulary import BACKGROUNDS, STYLES
 from ..host.demo_world import VARIANTS, load_demo_models
 from .sockets import ReferenceEncoder
@@ -80,6 +80,15 @@ class DemoScene(io.ComfyNode):
                     "subject: a thing that only the reference shows. show: a thing and its true mask. "
                     "pair: two things, the first masked.",
                 ),
+                io.Int.Input(
+                    "references",
+                    default=1,
+                    min=1,
+                    max=16,
+                    optional=True,
+                    advanced=True,
+                    tooltip="How many pictures of the wanted thing, each in another place, pose and hand.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The scene, 128 x 128."),
@@ -99,14 +108,15 @@ class DemoScene(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, seed: int, style: str, background: str, task: str) -> io.NodeOutput:
+    def execute(cls, seed: int, style: str, background: str, task: str, references: int = 1) -> io.NodeOutput:
         drawn = draw_tasks(
             [seed],
             task,
             style=None if style == ANY else STYLES.index(style),
             background=None if background == ANY else BACKGROUNDS.index(background),
         )
-        return io.NodeOutput(drawn.image, drawn.mask, drawn.reference, drawn.reference_mask, drawn.captions[0])
+        photos, masks = draw_photos(drawn.wanted, seed, references)
+        return io.NodeOutput(drawn.image, drawn.mask, photos, masks, drawn.captions[0])
 
 
 NODES = [DemoModels, DemoScene]
