@@ -237,8 +237,10 @@ def test_patches_learn_which_candidates_they_see(job, tiny):
     seen = []
     model = tiny.model.clone()
     model.set_model_unet_function_wrapper(
-        lambda apply, call: seen.append(call["c"]["transformer_options"]["inlay_candidates"])
-        or apply(call["input"], call["timestep"], **call["c"])
+        lambda apply, call: (
+            seen.append(call["c"]["transformer_options"]["inlay_candidates"])
+            or apply(call["input"], call["timestep"], **call["c"])
+        )
     )
     job(replace(FEW, candidates=3, at_once=2, background="none"), model=model)
     assert seen[0] == [0, 1] and seen[-1] == [2]
