@@ -7,6 +7,7 @@ import folder_paths
 import safetensors.torch
 import torch
 import torchvision
+from safetensors import SafetensorError
 from torch import Tensor, nn
 
 StateDict = dict[str, Tensor]
@@ -44,17 +45,19 @@ class LPIPSNet(nn.Module):
 def load_lpips(net: str) -> LPIPSNet:
     """LPIPS over `vgg` or `alex` from models/lpips, its backbone from the same file, from there or from models/vgg.
 
-    Raises ValueError with the sentence that says which file is missing, or how to convert a pickled one.
+    Raises ValueError with the sentence that says which file is missing, damaged or of another network, or how to
+    convert a pickled one.
     """
     kind = {"vgg": "vgg16", "alex": "alexnet"}[net]
     widths = {"vgg16": 128, "alexnet": 192}[kind]
     for path in weight_files("lpips"):
-        weights = safetensors.torch.load_file(path)
-        if "lin1.model.1.weight" in weights and weights["lin1.model.1.weight"].numel() == widths:
+        weights = _read(path)
+        scales = [weights.get(f"lin{stage}.model.1.weight") for stage in range(5)]
+        if all(scale is not None for scale in scales) and scales[1].numel() == widths:
             own = _backbone(weights)
-            features = build_features(kind, own) if own else load_features(kind, ("lpips", "vgg"))
+            features = build_features(kind, own, path) if own else load_features(kind, ("lpips", "vgg"))
             with torch.inference_mode(False):
-                linear = [weights[f"lin{stage}.model.1.weight"].float().flatten().clone() for stage in range(5)]
+                linear = [scale.float().flatten().clone() for scale in scales]
                 return LPIPSNet(kind, features, linear).eval()
     raise ValueError(
         _missing("lpips", f"LPIPS's linear weights for {net} (lin0.model.1.weight ... lin4.model.1.weight)")
@@ -64,29 +67,49 @@ def load_lpips(net: str) -> LPIPSNet:
 def load_features(kind: str, folders: tuple[str, ...] = ("vgg",)) -> nn.Sequential:
     """torchvision's frozen `features` of vgg16, vgg19 or alexnet with the user's weights, fp32.
 
-    Raises ValueError with the sentence that says which file is missing, or how to convert a pickled one.
+    Raises ValueError with the sentence that says which file is missing, damaged or of another network, or how to
+    convert a pickled one.
     """
     for folder in folders:
         for path in weight_files(folder):
-            weights = _backbone(safetensors.torch.load_file(path))
+            weights = _backbone(_read(path))
             if _kind(weights) == kind:
-                return build_features(kind, weights)
+                return build_features(kind, weights, path)
     raise ValueError(_missing(folders[-1], f"torchvision's {kind} (features.0.weight ...)"))
 
 
-def build_features(kind: str, weights: StateDict) -> nn.Sequential:
-    """weights: torchvision's keys without `features.`. Raises ValueError where they are another net's."""
-    if _kind(weights) != kind:
-        raise ValueError(f"The file holds another net than {kind}. Load the weights of torchvision's {kind}.")
+def build_features(kind: str, weights: StateDict, path: str = "") -> nn.Sequential:
+    """weights: torchvision's keys without `features.`, of the file at path. Raises ValueError for another net's."""
     with torch.inference_mode(False):
         with torch.device("meta"):
             features = getattr(torchvision.models, kind)(weights=None).features
-        features.load_state_dict({key: value.float().clone() for key, value in weights.items()}, assign=True)
+        try:
+            features.load_state_dict({key: value.float().clone() for key, value in weights.items()}, assign=True)
+        except RuntimeError as error:
+            raise ValueError(
+                f"The file {_shown(path)} is of another network than torchvision's {kind} ({kind}_bn is another one). "
+                f"Put torchvision's {kind} there."
+            ) from error
         # ReLUs that overwrite their input would change the maps already collected.
         for layer in features.modules():
             if isinstance(layer, nn.ReLU):
                 layer.inplace = False
     return features.requires_grad_(False).eval()
+
+
+def _read(path: str) -> StateDict:
+    try:
+        return safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"The file {_shown(path)} is damaged, or a pickled one that was only renamed to .safetensors. "
+            "Replace it by torchvision's weights, saved with safetensors."
+        ) from error
+
+
+def _shown(path: str) -> str:
+    """models/<folder>/<file>: where on the machine the models lie is nobody's business."""
+    return "/".join(["models", *path.replace(os.sep, "/").split("/")[-2:]])
 
 
 def weight_files(folder: str) -> list[str]:

@@ -9,7 +9,6 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from safetensors import SafetensorError
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
@@ -71,18 +70,12 @@ def vgg_extractor(size: int) -> Extractor:
 
     Raises ValueError with the sentence that says which file is missing, of another network, or how to convert it.
     """
-    try:
-        net = load_features("vgg19")[: _VGG19_STAGES[-1] + 1]
-    except SafetensorError as error:
-        raise ValueError(
-            "A file under models/vgg is damaged, or a pickled one that was only renamed to .safetensors. "
-            "Replace it by torchvision's vgg19, saved with safetensors."
-        ) from error
-    except RuntimeError as error:
-        raise ValueError(
-            "The file under models/vgg is of another network than torchvision's vgg19 (vgg19_bn is another one). "
-            "Put torchvision's vgg19 there."
-        ) from error
+    return extractor_of_vgg(load_features("vgg19"), size)
+
+
+def extractor_of_vgg(features: nn.Sequential, size: int) -> Extractor:
+    """features: torchvision's frozen `features` of VGG19, fp32."""
+    net = features[: _VGG19_STAGES[-1] + 1]
     device = comfy.model_management.get_torch_device()
     patcher = ModelPatcher(net, device, comfy.model_management.unet_offload_device())
 

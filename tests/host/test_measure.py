@@ -98,6 +98,28 @@ def test_another_net_under_vgg_is_not_taken(models):
         feature_nets.load_features("vgg19")
 
 
+def test_a_net_with_other_layers_and_a_damaged_file_say_so(pictures, models):
+    """vgg16_bn has as many convolutions as vgg16, with other keys and layers between."""
+    import folder_paths
+    import safetensors.torch
+    import torchvision
+
+    with torch.device("meta"):
+        shapes = torchvision.models.vgg16_bn(weights=None).state_dict()
+    backbone = {key: torch.zeros(value.shape) for key, value in shapes.items() if key.startswith("features.")}
+    safetensors.torch.save_file(backbone, models / "vgg" / "vgg16_bn.safetensors")
+    widths = (64, 128, 256, 512, 512)
+    linear = {f"lin{stage}.model.1.weight": torch.rand(1, width, 1, 1) for stage, width in enumerate(widths)}
+    safetensors.torch.save_file(linear, models / "lpips" / "linear.safetensors")
+    text = measure(pictures, original=pictures)[1]
+    assert "models/vgg/vgg16_bn.safetensors is of another network than torchvision's vgg16 (vgg16_bn is anoth" in text
+    Path(models, "lpips", "linear.safetensors").write_bytes(b"pickled, renamed" * 20)
+    folder_paths.filename_list_cache.clear()
+    with pytest.raises(ValueError, match="models/lpips/linear.safetensors is damaged, or a pickled one") as caught:
+        feature_nets.load_lpips("vgg")
+    assert "\n" not in str(caught.value)
+
+
 def test_clip_and_its_words(tiny, pictures, models):
     reference = pictures[1:]
     values, text = measure(pictures, clip_vision=tiny.clip_vision, clip=tiny.clip, text="a star", reference=reference)

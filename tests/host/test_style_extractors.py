@@ -190,9 +190,9 @@ def test_bad_files_say_so(models):
     refuse("No file under models/vgg holds torchvision's vgg19")
     (vgg / "another.safetensors").unlink()
     write_features(vgg / "bn.safetensors", "vgg19_bn")
-    refuse("another network than torchvision's vgg19")
+    refuse("models/vgg/bn.safetensors is of another network than torchvision's vgg19 .vgg19_bn is another one")
     (vgg / "bn.safetensors").write_bytes(b"pickled, renamed" * 20)
-    refuse("only renamed to .safetensors")
+    refuse("models/vgg/bn.safetensors is damaged, or a pickled one that was only renamed to .safetensors")
 
 
 def test_an_encoder_without_levels_is_refused(tiny):
