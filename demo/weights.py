@@ -24,6 +24,14 @@ def file_hash(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+def tensors_hash(tensors: dict[str, Tensor]) -> str:
+    """Of the tensors as they are stored, in halves."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode() + tensors[name].detach().cpu().half().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
 def read_card(part: str) -> dict:
     return json.loads(weights_path(part).with_suffix(".json").read_text())
 
@@ -56,6 +64,9 @@ def save_part(part: str, tensors: dict[str, Tensor], card: dict, trained_on: tup
     card = {**card, "trained_on": {other: file_hash(weights_path(other)) for other in trained_on}}
     card["parameters"] = sum(value.numel() for value in halved.values() if value.is_floating_point())
     card["bytes"] = path.stat().st_size
-    text = json.dumps(card, indent=1)
-    path.with_suffix(".json").write_text(text + "\n")
+    write_card(part, card)
     return path
+
+
+def write_card(part: str, card: dict) -> None:
+    weights_path(part).with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")

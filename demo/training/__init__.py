@@ -5,8 +5,8 @@ import time
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-PARTS = ("vae", "clip", "judge", "unet", "inpaint")
-STEPS = {"vae": 10_000, "clip": 2_000, "judge": 1_500, "unet": 12_000, "inpaint": 5_000}
+PARTS = ("vae", "decoder", "clip", "judge", "unet", "inpaint")
+STEPS = {"vae": 10_000, "decoder": 3_000, "clip": 2_000, "judge": 1_500, "unet": 12_000, "inpaint": 5_000}
 SCENES = {"unet": 40_000, "inpaint": 16_000}
 
 
@@ -49,6 +49,8 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool) ->
     budget = steps or STEPS[part]
     if part == "vae":
         export.export_vae(vae.train_vae(CHECKPOINTS, device, budget, warm), vae.BATCH)
+    elif part == "decoder":
+        export.export_decoder(vae.train_decoder(CHECKPOINTS, device, budget), vae.BATCH)
     elif part == "clip":
         export.export_clip(clip.train_clip(CHECKPOINTS, device, budget, warm), clip.BATCH)
     elif part == "judge":

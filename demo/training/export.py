@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 
 from ...host.demo_models import TOKEN_TABLE, VOCABULARY, build_autoencoder
-from ..weights import load_part, save_part
+from ..weights import file_hash, load_part, read_card, save_part, weights_path, write_card
 from .clip import POSITIONS, Vocabulary
 from .pictures import SEEDS, training_set
 from .run import Run
 from .schedule import LATENT_SCALE
+from .vae import is_encoder
 
 
 def card_of(run: Run, batch: int, **more: object) -> dict:
@@ -53,6 +54,21 @@ def export_vae(run: Run, batch: int) -> None:
     mean, std = means.mean((0, 2, 3)), means.std((0, 2, 3))
     folded = rescale_latents(state, mean, std * LATENT_SCALE)
     save_part("vae", folded, card_of(run, batch, latent_std_before_folding=[round(v, 3) for v in std.tolist()]))
+
+
+def export_decoder(run: Run, batch: int) -> None:
+    """The autoencoder with its new decoder. The parts trained on its latents stay valid: their cards follow it."""
+    before, card = file_hash(weights_path("vae")), read_card("vae")
+    old = load_part("vae")
+    state = {key.removeprefix("net."): value.cpu() for key, value in run.averaged.weights.items()}
+    # The average of equal numbers rounds: what latents depend on is to stay bit for bit.
+    state = {key: old[key] if is_encoder(key) else value for key, value in state.items()}
+    save_part("vae", state, {**card, "decoder": card_of(run, batch)})
+    for part in ("unet", "inpaint"):
+        later = read_card(part)
+        if later["trained_on"].get("vae") == before:
+            later["trained_on"]["vae"] = file_hash(weights_path("vae"))
+            write_card(part, later)
 
 
 def warm_vae() -> dict[str, Tensor]:

@@ -25,7 +25,7 @@ class Parts:
         self.vision.load_state_dict(vision)
         for net in (self.vae, self.text, self.vision):
             net.to(device).eval().requires_grad_(False)
-        self._ids: dict[str, Tensor] = {}
+        self._states: dict[str, Tensor] = {}
 
     @torch.no_grad()
     def encode(self, image: Tensor) -> Tensor:
@@ -36,15 +36,23 @@ class Parts:
         return moments.float().chunk(2, 1)[0].cpu()
 
     @torch.no_grad()
+    def remember(self, texts: list[str]) -> None:
+        """Encodes what is new among the texts, and keeps it in bfloat16."""
+        new = [text for text in dict.fromkeys(texts) if text not in self._states]
+        if new:
+            for some, ids in zip(_chunks(new, 256), demo_models.token_ids(new).split(256), strict=True):
+                self._states.update(zip(some, self.text(ids.to(self.device))[0].bfloat16(), strict=True))
+
     def text_states(self, texts: list[str]) -> Tensor:
         """(len(texts), 77, 128), what CLIPTextEncode would give."""
-        new = [text for text in dict.fromkeys(texts) if text not in self._ids]
-        if new:
-            self._ids.update(zip(new, demo_models.token_ids(new), strict=True))
-        ids = torch.stack([self._ids[text] for text in texts]).to(self.device)
-        return self.text(ids)[0].float()
+        self.remember(texts)
+        return torch.stack([self._states[text] for text in texts]).float()
 
     @torch.no_grad()
     def picture_states(self, image: Tensor) -> Tensor:
         """(B, 128) pooled states of the vision tower, before its projection."""
         return self.vision.vision_model(clip_pixels(image))[2].float()
+
+
+def _chunks(texts: list[str], size: int) -> list[list[str]]:
+    return [texts[first : first + size] for first in range(0, len(texts), size)]

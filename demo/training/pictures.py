@@ -12,6 +12,7 @@ from ..subjects import SUITE_SUBJECTS, draw_things
 # First seeds of everybody's pictures, far apart: nobody is judged on what it has seen.
 SEEDS = {
     "vae": 10_000_000,
+    "decoder": 15_000_000,
     "clip": 20_000_000,
     "unet": 30_000_000,
     "inpaint": 40_000_000,

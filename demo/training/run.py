@@ -47,11 +47,15 @@ class Run:
         save_seconds: float = 120.0,
         warm_start: dict[str, Tensor] | None = None,
         basis: str = "",
+        tag: str = "",
     ) -> None:
-        """basis: names what this part stands on; a checkpoint of another basis lends its weights and nothing else."""
+        """basis: names what this part stands on; a checkpoint of another basis lends its weights and nothing else.
+
+        tag: goes into the checkpoint's name, where those of another tag are of no use.
+        """
         self.basis = basis
         self.name, self.module, self.steps, self.rate = name, module, steps, rate
-        self.path = folder / f"{name}.pt"
+        self.path = folder / f"{name}{tag and '-'}{tag}.pt"
         self.save_seconds = save_seconds
         self.log: list[dict] = []
         self.done, self.seconds = 0, 0.0

@@ -8,6 +8,7 @@ from torch.nn.functional import avg_pool2d, l1_loss, mse_loss
 
 from ...host.demo_models import build_autoencoder
 from ..scenes import SIZE
+from ..weights import load_part, tensors_hash
 from .pictures import SEEDS, training_set
 from .run import Run
 
@@ -21,12 +22,14 @@ _CHROMA = torch.tensor([[0.299, 0.587, 0.114], [-0.169, -0.331, 0.5], [0.5, -0.4
 
 
 class Autoencoder(nn.Module):
-    """Pictures in [-1, 1] to themselves and to the moments of their latents."""
+    """Pictures in [-1, 1] to themselves and to the moments of their latents. Perhaps the decoder alone learns."""
 
-    def __init__(self) -> None:
+    def __init__(self, decoder_only: bool = False) -> None:
         super().__init__()
         self.net = build_autoencoder(seed=1)
         self.net.requires_grad_(True)
+        for part in (self.net.encoder, self.net.quant_conv) if decoder_only else ():
+            part.requires_grad_(False)
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         mean, logvar = self.net.quant_conv(self.net.encoder(pixels)).float().chunk(2, 1)
@@ -76,13 +79,33 @@ def windows(image: Tensor, masks: Tensor, boxes: Tensor, generator: torch.Genera
 
 
 def train_vae(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
-    model = Autoencoder().to(device)
-    run = Run("vae", folder, model, steps, 1.2e-3, warm_start=warm_start)
+    run = Run("vae", folder, Autoencoder().to(device), steps, 1.2e-3, warm_start=warm_start)
+    _train(run, device, SEEDS["vae"])
+    return run
+
+
+def train_decoder(folder: Path, device: str, steps: int) -> Run:
+    """The committed autoencoder's decoder alone: its latents, and with them the UNets, stay as they are."""
+    model = Autoencoder(decoder_only=True).to(device)
+    state = {f"net.{key}": value for key, value in load_part("vae").items()}
+    latents = tensors_hash({key: value for key, value in state.items() if is_encoder(key)})
+    run = Run("decoder", folder, model, steps, 6e-4, warm_start=state, tag=latents[:12])
+    _train(run, device, SEEDS["decoder"])
+    return run
+
+
+def is_encoder(name: str) -> bool:
+    """Whether latents depend on this tensor."""
+    return name.removeprefix("net.").startswith(("encoder.", "quant_conv."))
+
+
+def _train(run: Run, device: str, seed: int) -> None:
+    model, steps = run.module, run.steps
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
         whole = index % WHOLE_EVERY == 0 or index >= WHOLE_FROM * steps
         count = BATCH if whole else BATCH * (SIZE // WINDOW) ** 2 // WINDOWS_A_PICTURE
-        first = SEEDS["vae"] + index * BATCH * 2
+        first = seed + index * BATCH * 2
         pictures = training_set(list(range(first, first + count)), device).pictures
         image, things = pictures.image, pictures.masks.amax(1)
         if not whole:
@@ -98,4 +121,3 @@ def train_vae(folder: Path, device: str, steps: int, warm_start: dict[str, Tenso
         return fidelity + 5e-4 * divergence, {name: value.item() for name, value in figures.items()}
 
     run.train(step)
-    return run

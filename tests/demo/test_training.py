@@ -1,9 +1,14 @@
 """Training runs resume exactly, and start again when what they stand on has changed; exports keep what was trained."""
 
+import shutil
+
 import torch
+from inlay.demo import weights
+from inlay.demo.training import train_part
 from inlay.demo.training.export import rescale_latents
 from inlay.demo.training.run import Run
 from inlay.demo.training.schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_timesteps
+from inlay.demo.training.vae import is_encoder
 from inlay.host.demo_models import build_autoencoder
 from torch import nn
 
@@ -69,3 +74,19 @@ def test_the_schedule_is_the_host_s(tiny):
     assert torch.allclose(min_snr_weight(alphas), torch.tensor([1.0, 5 / 99]))
     drawn = stratified_timesteps(10, torch.Generator().manual_seed(0)).sort().values
     assert torch.equal(drawn // 100, torch.arange(10))
+
+
+def test_training_the_decoder_alone_keeps_latents_and_what_stands_on_them(tmp_path, monkeypatch):
+    folder = shutil.copytree(weights.FOLDER, tmp_path / "weights")
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    monkeypatch.setattr("inlay.demo.training.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr("inlay.demo.training.vae.BATCH", 2)
+    before = weights.load_part("vae")
+    train_part("decoder", 2, None, False)
+    after = weights.load_part("vae")
+    same = {name for name, value in before.items() if torch.equal(value, after[name])}
+    assert same >= {name for name in before if is_encoder(name)}
+    assert "decoder.conv_in.weight" not in same and "post_quant_conv.weight" not in same
+    assert weights.read_card("vae")["decoder"]["steps"] == 2
+    for part in ("unet", "inpaint"):
+        assert weights.load_part(part)
