@@ -15,7 +15,7 @@ OVERRIDE = "optimized_attention_override"
 
 @dataclass(frozen=True)
 class Seen:
-    """One attention of the first row of the batch. kind: `self` or `cross`. queries, keys: (1, tokens, heads * d)."""
+    """One attention of the watched rows. kind: `self` or `cross`. queries, keys: (B, tokens, heads * d)."""
 
     kind: str
     layer: BlockKey
@@ -26,14 +26,19 @@ class Seen:
 
 
 def watch_attention(
-    model: ModelPatcher, layers: Collection[BlockKey], report: Callable[[Seen], None], kinds: str = "self cross"
+    model: ModelPatcher,
+    layers: Collection[BlockKey],
+    report: Callable[[Seen], None],
+    kinds: str = "self cross",
+    rows: int | None = 1,
 ) -> ModelPatcher:
     """A clone of the model that reports what the chosen layers attend to and computes what the model computes.
 
+    rows: of the batch, from the first; None for all of them.
     Each layer reports at most once per forward and kind. One whose tokens another patch merges or adds to is not
     reported. Another pack's override and replacements are called as before.
     """
-    watcher = _Watcher(frozenset(layers), kinds.split(), report)
+    watcher = _Watcher(frozenset(layers), kinds.split(), report, rows)
     watched = model.clone()
     # The host does not tell an override whether it computes self- or cross-attention; these patches know.
     watched.set_model_attn1_patch(watcher.before_self)
@@ -48,8 +53,10 @@ def watch_attention(
 
 
 class _Watcher:
-    def __init__(self, layers: frozenset[BlockKey], kinds: list[str], report: Callable[[Seen], None]) -> None:
-        self.layers, self.kinds, self.report = layers, kinds, report
+    def __init__(
+        self, layers: frozenset[BlockKey], kinds: list[str], report: Callable[[Seen], None], rows: int | None
+    ) -> None:
+        self.layers, self.kinds, self.report, self.rows = layers, kinds, report, rows
         self.expected: tuple[str, BlockKey, Grid] | None = None
 
     def before_self(self, n: Tensor, context: Tensor, value: Tensor, step: dict) -> tuple[Tensor, Tensor, Tensor]:
@@ -76,7 +83,8 @@ class _Watcher:
         (kind, layer, grid), self.expected = self.expected, None
         tokens = grid[0] * grid[1]
         if queries.shape[1] == tokens and (kind == "cross" or keys.shape[1] == tokens):
-            self.report(Seen(kind, layer, grid, queries[:1].detach(), keys[:1].detach(), heads))
+            rows = slice(self.rows)
+            self.report(Seen(kind, layer, grid, queries[rows].detach(), keys[rows].detach(), heads))
 
     def _expect(self, kind: str, step: dict) -> None:
         layer = (*step["block"], step["block_index"])

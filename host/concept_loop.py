@@ -1,5 +1,6 @@
 """The training of a concept inside the host's own sampling, where the model is loaded with all packs' patches."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +20,7 @@ from tqdm.auto import tqdm
 
 from ..attention.overlay import overlay
 from ..attention.saliency import column_sums, mean_map, oriented, resize_map
-from ..training.concept import ConceptSettings, ConceptTraining, Draw, Texts, draw_example
+from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors, draw_example
 from ..training.objectives import Estimate, Objective, objective_loss
 from .attention_capture import Seen, watch_attention
 from .concept_text import ConceptText
@@ -29,6 +30,7 @@ from .gradients import differentiable_layers, gradient_phase, ordinary, plain_at
 from .models import prediction_kind
 from .recompute import recompute_blocks
 from .saliency import BLIND, on_picture
+from .together import examples_together
 from .unet_blocks import BlockKey
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -36,6 +38,8 @@ PREVIEW_STEPS = 12
 PREVIEW_CFG = 5.0
 PREVIEW_SIDE = 1024
 CALIBRATED = "calibrated self-attention"
+# Told the number of steps done, and the vectors, which the next step changes.
+AfterStep = Callable[[int, Vectors], None]
 
 
 @dataclass(frozen=True)
@@ -62,8 +66,14 @@ class Material:
 class ConceptLoop:
     """Runs the steps and keeps what a checkpoint needs."""
 
-    def __init__(self, material: Material, settings: ConceptSettings, training: ConceptTraining) -> None:
-        self.material, self.settings, self.training = material, settings, training
+    def __init__(
+        self,
+        material: Material,
+        settings: ConceptSettings,
+        training: ConceptTraining,
+        after_step: AfterStep | None = None,
+    ) -> None:
+        self.material, self.settings, self.training, self.after_step = material, settings, training, after_step
         self.prediction = prediction_kind(material.model)
         views, count, _, *grid = material.latents.shape
         # The masks used so far, summed, and how many they were, per view and picture.
@@ -71,8 +81,8 @@ class ConceptLoop:
         self.seen: list[Tensor] = []
         self.pending: list[tuple[int, int, Tensor]] = []
 
-    def run(self) -> Tensor:
-        """Trains up to the job's steps and returns a sample's latent, as VAE.decode takes it."""
+    def run(self, sampled: bool = True) -> Tensor:
+        """Trains up to the job's steps and returns a latent as VAE.decode takes it: a sample, or a reference."""
         material, settings = self.material, self.settings
         model = with_backward(material.model)
         if settings.precision != "auto":
@@ -82,21 +92,25 @@ class ConceptLoop:
         self.decoder = None if material.pixels is None else full_decoder(material.vae, model.model.latent_format)
         helpers = [material.text.patcher] + ([] if self.decoder is None else [self.decoder.patcher])
         model.set_additional_models("inlay_concept", helpers)
+        latent = material.latents[0, :1]
+        self.at_once = settings.at_once or examples_together(material.model, latent, settings.accumulation)
         if material.layers:
-            model = watch_attention(model, material.layers, self._see, "self")
+            model = watch_attention(model, material.layers, self._see, "self", rows=None)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": material.conditioning})
 
         def visit(denoiser, x, sigmas, extra_args, callback, disable):
             nets = [denoiser.inner_model.inner_model, *(helper.model for helper in helpers)]
             with gradient_phase(*nets), differentiable_layers(material.text.patcher.model):
-                return self._train(denoiser.inner_model, extra_args["model_options"])
+                self._train(denoiser.inner_model, extra_args["model_options"])
+                return self._sample() if sampled else self.clean[0, :1]
 
-        latent = material.latents[0, :1]
+        # The host reserves memory for as many rows as it is given.
+        rows = latent.expand(min(self.at_once, settings.accumulation), -1, -1, -1)
         schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
         schedule = torch.cat([schedule, torch.zeros(1)])
         sampler = comfy.samplers.KSAMPLER(visit)
-        return guider.sample(torch.zeros_like(latent), latent, sampler, schedule, disable_pbar=True, seed=settings.seed)
+        return guider.sample(torch.zeros_like(rows), rows, sampler, schedule, disable_pbar=True, seed=settings.seed)
 
     def used_mask(self) -> Tensor:
         """(P, H, W): the masks used so far, averaged, at the pictures' own pixels; ones where there are none."""
@@ -128,7 +142,7 @@ class ConceptLoop:
         self.training.load_state(state)
         self.masks, self.uses = state["masks"], state["uses"]
 
-    def _train(self, guider: Any, model_options: dict) -> Tensor:
+    def _train(self, guider: Any, model_options: dict) -> None:
         material, settings, training = self.material, self.settings, self.training
         self.network = guider.inner_model
         self.sampling = self.network.model_sampling
@@ -140,39 +154,43 @@ class ConceptLoop:
         with tqdm(total=settings.steps, initial=training.done, desc="Train Concept") as shown:
             while training.done < settings.steps:
                 self.pending.clear()
-                loss = training.step(material.text.encode, self._loss)
+                loss = training.step(material.text.encode, self._loss, self.at_once)
                 for view, picture, mask in self.pending:
                     self.masks[view, picture] += mask
                     self.uses[view, picture] += 1
+                if self.after_step is not None:
+                    self.after_step(training.done, training.vectors)
                 shown.update()
                 shown.set_postfix(loss=f"{loss:.4f}")
                 due = settings.preview_every and training.done % settings.preview_every == 0
                 bar.update_absolute(training.done, settings.steps, self._live_preview() if due else None)
-        return self._sample()
 
-    def _loss(self, texts: Texts, part: int) -> Tensor:
+    def _loss(self, texts: Texts, parts: range) -> Tensor:
+        """(n,): of these parts of the step, in one forward."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         settings = self.settings
         _, pictures, *shape = self.clean.shape
-        draw = draw_example(
-            settings.seed, self.training.done, part, pictures, len(self.sampling.sigmas), shape, settings.flips
-        )
-        clean = self.clean[int(draw.flip), draw.picture][None]
-        sigma = self.sampling.sigma(torch.tensor([float(draw.timestep)])).to(self.device, torch.float32)
-        noised = self.sampling.noise_scaling(sigma, draw.noise.to(self.device), clean)
+        of_step = settings.seed, self.training.done
+        levels = len(self.sampling.sigmas)
+        draws = [draw_example(*of_step, part, pictures, levels, shape, settings.flips) for part in parts]
+        views, chosen = [int(draw.flip) for draw in draws], [draw.picture for draw in draws]
+        clean = self.clean[views, chosen]
+        timesteps = torch.tensor([float(draw.timestep) for draw in draws])
+        sigma = self.sampling.sigma(timesteps).to(self.device, torch.float32)
+        noise = torch.cat([draw.noise for draw in draws]).to(self.device)
+        noised = self.sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, clean)
         denoised = self._denoise(texts, noised, sigma)
         if not denoised.requires_grad:
             raise ValueError("A patch on the model lets no gradient through it. Remove that patch to learn a concept.")
-        loss = objective_loss(
+        return objective_loss(
             self.material.objective,
             Estimate(denoised, clean, sigma, self.prediction),
             settings.weight,
-            lambda: self._saliency(draw),
-            lambda latent: (self.decoder(latent), self.material.pixels[int(draw.flip), draw.picture][None].to(latent)),
+            lambda: self._saliency(views, chosen),
+            lambda latent: (self.decoder(latent), self.material.pixels[views, chosen].to(latent)),
             settings.snr_cap,
             settings.norm,
         )
-        return loss.sum()
 
     def _denoise(self, texts: Texts, noised: Tensor, sigma: Tensor) -> Tensor:
         """The model's clean latent (B, C, h, w), fp32. texts: the conditioning, and a pooled output if any."""
@@ -184,25 +202,24 @@ class ConceptLoop:
             self.network.extra_conds, [cond], noised, self.device, "positive", latent_image=self.clean[0, :1]
         )
         # Other packs' patches read the schedule.
-        self.options["transformer_options"]["sample_sigmas"] = torch.cat([sigma, torch.zeros_like(sigma)])
+        self.options["transformer_options"]["sample_sigmas"] = torch.cat([sigma[:1], torch.zeros_like(sigma[:1])])
         return comfy.samplers.calc_cond_batch(self.network, [conds], noised, sigma, self.options)[0]
 
     def _see(self, seen: Seen) -> None:
         self.seen.append(column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid))
 
-    def _saliency(self, draw: Draw) -> Tensor:
-        """S, (1, 1, h, w): of the forward just made, or the user's mask."""
-        view = int(draw.flip)
+    def _saliency(self, views: list[int], pictures: list[int]) -> Tensor:
+        """S, (n, 1, h, w): of the forward just made, or the user's masks."""
         if self.material.masks is not None:
-            mask = self.material.masks[view, draw.picture]
+            masks = self.material.masks[views, pictures]
         else:
             if not self.seen:
                 raise ValueError(BLIND)
             calibrated = self.settings.mask_source == CALIBRATED
             received = mean_map([oriented(one) for one in self.seen] if calibrated else self.seen)
-            mask = (resize_map(received, *self.clean.shape[-2:]) >= self.settings.threshold).float()
-        self.pending.append((view, draw.picture, mask[0].cpu()))
-        return mask[None].to(self.device)
+            masks = (resize_map(received, *self.clean.shape[-2:]) >= self.settings.threshold).float()[:, None]
+        self.pending += zip(views, pictures, masks[:, 0].cpu(), strict=True)
+        return masks.to(self.device)
 
     @torch.no_grad()
     def _sample(self) -> Tensor:

@@ -1,6 +1,7 @@
 """Learning a concept from pictures on the user's own MODEL, CLIP and VAE."""
 
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 
 import comfy.model_management
 import comfy.sd
@@ -9,11 +10,11 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.masks import fit_mask, latent_mask
-from ..training.concept import ConceptSettings, ConceptTraining
+from ..training.concept import ConceptSettings, ConceptTraining, Vectors
 from ..training.objectives import OBJECTIVES
 from .cancelled import keep_pictures
 from .concept_checkpoint import ConceptCheckpoint
-from .concept_loop import CALIBRATED, ConceptLoop, Material
+from .concept_loop import CALIBRATED, AfterStep, ConceptLoop, Material
 from .concept_text import ConceptText
 from .embedding_files import embedding_name, save_embedding
 from .gradients import ordinary
@@ -63,6 +64,28 @@ def learn_concept(
     return job.run()
 
 
+def concept_at_steps(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    images: Tensor,
+    settings: ConceptSettings,
+    steps: Collection[int],
+    masks: Tensor | None = None,
+) -> dict[int, list]:
+    """The CONDITIONING that the concept has after each of these steps of one training, 0 for the start; no file."""
+    job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "overwrite", masks)
+    kept: dict[int, Vectors] = {}
+
+    def keep(step: int, vectors: Vectors) -> None:
+        if step in steps:
+            kept[step] = {key: value.detach().clone() for key, value in vectors.items()}
+
+    keep(0, job.training.vectors)
+    job.loop(keep).run(sampled=False)
+    return {step: job.material.text.conditioning(vectors) for step, vectors in kept.items()}
+
+
 class _Job:
     def __init__(
         self,
@@ -109,12 +132,16 @@ class _Job:
         """Pictures or masks (P, H, W, ...) as they are, and mirrored."""
         return [values, values.flip(2)] if self.settings.flips else [values]
 
-    def run(self) -> LearnedConcept:
-        height, width = self.material.images.shape[1:3]
+    def loop(self, after_step: AfterStep | None = None) -> ConceptLoop:
         with torch.inference_mode(False):
-            loop = ConceptLoop(self.material, self.settings, self.training)
+            loop = ConceptLoop(self.material, self.settings, self.training, after_step)
             if self.settings.resume:
                 self.checkpoint.load(loop)
+        return loop
+
+    def run(self) -> LearnedConcept:
+        height, width = self.material.images.shape[1:3]
+        loop = self.loop()
         try:
             sample = loop.run()
         except comfy.model_management.InterruptProcessingException:

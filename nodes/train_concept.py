@@ -54,9 +54,7 @@ class TrainConcept(io.ComfyNode):
                     round=1e-7,
                     tooltip="Of AdamW.",
                 ),
-                io.Int.Input(
-                    "accumulation", default=4, min=1, max=256, tooltip="Noised pictures an update; one forward each."
-                ),
+                io.Int.Input("accumulation", default=4, min=1, max=256, tooltip="Noised pictures an update."),
                 io.Int.Input(
                     "seed",
                     default=0,
@@ -160,6 +158,15 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
+                ),
+                io.Int.Input(
+                    "at_once",
+                    default=0,
+                    min=0,
+                    max=256,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Noised pictures in one forward. 0: as many of an update's as fit. 1: least memory.",
                 ),
                 io.Int.Input(
                     "preview_every",

@@ -59,7 +59,7 @@ def initial_vectors(table: Tensor, tokens: int, word: Tensor | None, generator: 
 class ConceptSettings:
     """objective: of OBJECTIVES. weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus.
     threshold: gamma. mask_source: of MASK_SOURCES; auto takes masks where there are some. precision: of the UNet.
-    preview_every: steps, 0 for none.
+    at_once: examples in one forward, 0 for as many of a step's as fit. preview_every: steps, 0 for none.
     """
 
     objective: str = "saliency focus"
@@ -68,6 +68,7 @@ class ConceptSettings:
     steps: int = 200
     learning_rate: float = 5e-4
     accumulation: int = 4
+    at_once: int = 0
     scale_lr: bool = False
     weight: float = 1.0
     snr_cap: float = 5.0
@@ -101,18 +102,21 @@ class ConceptTraining:
     def done(self) -> int:
         return len(self.losses)
 
-    def step(self, encode: Callable[[Vectors], Texts], loss: Callable[[Texts, int], Tensor]) -> float:
+    def step(
+        self, encode: Callable[[Vectors], Texts], loss: Callable[[Texts, range], Tensor], at_once: int = 1
+    ) -> float:
         """One update; returns its loss.
 
-        encode: the vectors to the text encoder's outputs, once a step. loss(texts, part): the scalar loss of one of
-        the `accumulation` parts. Each part's graph ends at the texts, so that the text encoder is run, and gone back
-        through, once for all of them. Raises ValueError where the loss or the gradient is not finite.
+        encode: the vectors to the text encoder's outputs, once a step. loss(texts, parts): the losses, (n,), of n of
+        the `accumulation` parts, at most `at_once`. Each graph ends at the texts, so that the text encoder is run, and
+        gone back through, once for all of them. Raises ValueError where the loss or the gradient is not finite.
         """
         texts = [text for text in encode(self.vectors) if text is not None]
         leaves = [text.detach().requires_grad_() for text in texts]
         total = 0.0
-        for part in range(self.accumulation):
-            value = loss(leaves, part) / self.accumulation
+        parts = range(self.accumulation)
+        for first in parts[::at_once]:
+            value = loss(leaves, parts[first : first + at_once]).sum() / self.accumulation
             self._require_finite(value, "loss")
             (value * LOSS_SCALE).backward()
             total += float(value.detach())

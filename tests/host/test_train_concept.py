@@ -14,8 +14,9 @@ import pytest
 import torch
 from inlay.host import concept_loop
 from inlay.host import demo_models as build
-from inlay.host.concept_training import learn_concept
+from inlay.host.concept_training import concept_at_steps, learn_concept
 from inlay.host.embedding_files import embedding_name
+from inlay.host.together import examples_together
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 from inlay.training.objectives import OBJECTIVES
@@ -156,7 +157,7 @@ def interrupt_in(monkeypatch, step):
 
 
 def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_one(learn, folder, monkeypatch):
-    settings = {"steps": 3, "accumulation": 2, "images": PAIR}
+    settings = {"steps": 3, "accumulation": 2, "at_once": 1, "images": PAIR}
     whole = learn("whole", **settings)
     release = interrupt_in(monkeypatch, 1)
     shown = []
@@ -179,7 +180,7 @@ def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_on
 def test_a_checkpoint_of_other_settings_is_not_resumed(learn, monkeypatch):
     release = interrupt_in(monkeypatch, 0)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
-        learn("half", seed=5, accumulation=2)
+        learn("half", seed=5, accumulation=2, at_once=1)
     release()
     other, fresh = (learn(name, seed=6, accumulation=2) for name in ("half", "fresh"))
     assert torch.equal(saved(other)["clip_l"], saved(fresh)["clip_l"])
@@ -195,6 +196,37 @@ def test_the_models_are_left_as_they_were(learn, tiny, sample):
 
 def test_checkpointing_changes_nothing(learn):
     assert torch.equal(saved(learn(checkpointing=True))["clip_l"], saved(learn(checkpointing=False))["clip_l"])
+
+
+@pytest.mark.parametrize("objective", ["saliency focus", "pixel"])
+def test_pictures_at_once_change_the_memory_and_not_the_result(learn, objective):
+    settings = {"objective": objective, "accumulation": 3, "images": PAIR, "steps": 2}
+    single, grouped, auto = (learn(at_once=at_once, **settings) for at_once in (1, 2, 0))
+    for other in (grouped, auto):
+        assert other.losses == pytest.approx(single.losses, rel=1e-4)
+        assert (other.mask - single.mask).abs().max() < 1e-3
+    moved = saved(single)["clip_l"] - saved(learn(seed=9, **settings))["clip_l"]
+    assert (saved(auto)["clip_l"] - saved(single)["clip_l"]).norm() < 1e-2 * moved.norm()
+
+
+def test_under_another_packs_patch_pictures_go_one_by_one(tiny):
+    latent = torch.zeros(1, 4, 8, 8)
+    assert examples_together(tiny.model, latent, 4) == 4
+    patched = tiny.model.clone()
+    patched.set_model_attn1_patch(lambda n, context, value, step: (n, context, value))
+    assert examples_together(patched, latent, 4) == 1
+    wrapped = tiny.model.clone()
+    wrapped.set_model_unet_function_wrapper(lambda run, step: run(step["input"], step["timestep"], **step["c"]))
+    assert examples_together(wrapped, latent, 4) == 1
+
+
+def test_what_is_learned_up_to_some_steps(learn, tiny, folder):
+    settings = ConceptSettings(**{**QUICK, "steps": 3})
+    found = concept_at_steps(tiny.model, tiny.clip, tiny.vae, IMAGES, settings, (0, 2, 3))
+    assert list(found) == [0, 2, 3] and not list(folder.rglob("*.safetensors"))
+    for steps in (2, 3):
+        assert torch.equal(found[steps][0][0], learn(steps=steps).conditioning[0][0])
+    assert not torch.equal(found[0][0][0], found[2][0][0])
 
 
 def test_precisions(learn):

@@ -15,7 +15,11 @@ def encode(vectors):
 
 
 def loss_of(training):
-    return lambda texts, part: (texts[0] - TARGETS[training.done * training.accumulation + part]).square().mean()
+    def losses(texts, parts):
+        targets = TARGETS[[training.done * training.accumulation + part for part in parts]]
+        return (texts[0] - targets).square().mean((1, 2))
+
+    return losses
 
 
 def trained(steps, training=None, accumulation=2):
@@ -56,6 +60,19 @@ def test_a_resumed_run_is_the_uninterrupted_one():
         assert torch.equal(resumed.vectors[key], whole.vectors[key])
 
 
+@pytest.mark.parametrize("at_once", [2, 3, 5])
+def test_parts_together_are_the_parts_one_by_one(at_once):
+    asked = []
+    single, grouped = (ConceptTraining(START, 1e-2, 5) for _ in range(2))
+    for _ in range(2):
+        single.step(encode, loss_of(single))
+        grouped.step(encode, lambda texts, parts: asked.append(list(parts)) or loss_of(grouped)(texts, parts), at_once)
+    assert sum(asked, []) == [*range(5)] * 2 and max(map(len, asked)) == at_once
+    assert grouped.losses == pytest.approx(single.losses, rel=1e-5)
+    for key in START:
+        assert torch.allclose(grouped.vectors[key], single.vectors[key], atol=1e-6)
+
+
 def test_the_text_is_encoded_once_a_step():
     calls = []
 
@@ -87,7 +104,7 @@ def test_what_is_not_finite_stops_the_run_before_the_update():
     training = trained(1)
     before = training.state()
     with pytest.raises(ValueError, match="loss is not a number in step 2"):
-        training.step(encode, lambda texts, _: texts[0].sum() * float("nan"))
+        training.step(encode, lambda texts, _: texts[0].sum()[None] * float("nan"))
     with pytest.raises(ValueError, match="gradient is not a number"):
         training.step(encode, lambda texts, _: texts[0].mean() * 1e37)
     assert all(torch.equal(before[key], value) for key, value in training.state().items())

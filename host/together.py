@@ -1,0 +1,25 @@
+"""How many training examples go through a model at once."""
+
+import comfy.model_management
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+from .contrast import MEMORY_FACTOR
+
+# Of the device's whole memory. What happens to be free would let the same seed give another result.
+SHARE = 0.8
+_PATCHES = ("patches", "patches_replace", "wrappers", "callbacks", "optimized_attention_override")
+
+
+def examples_together(model: ModelPatcher, latent: Tensor, wanted: int) -> int:
+    """As many of the wanted noised latents (1, C, h, w) as fit with a backward pass, at least 1.
+
+    Each has a noise level of its own. A patch of another pack may know one level a forward only: 1 where there is any.
+    """
+    options = model.model_options
+    told = options.get("transformer_options", {})
+    if any(told.get(name) for name in _PATCHES) or "model_function_wrapper" in options or any(model.wrappers.values()):
+        return 1
+    each = model.model.memory_required([MEMORY_FACTOR, *latent.shape[1:]])
+    room = SHARE * comfy.model_management.get_total_memory(model.load_device) - model.model_size()
+    return max(1, min(wanted, int(room // each)))
