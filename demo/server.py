@@ -83,7 +83,8 @@ class Server(Client):
         if os.name == "nt":
             group = {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
         environment = {**os.environ, "PYTHONUNBUFFERED": "1"}
-        with open(self.log, "wb") as log:
+        # A stop between the start and the assignment would leave the server behind.
+        with _stops_wait(), open(self.log, "wb") as log:
             self._process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, **group
             )
@@ -112,7 +113,7 @@ class Server(Client):
 
     def stop(self) -> None:
         """Ends the server and its children and removes its folder; a second Ctrl-C does not get in between."""
-        with _undisturbed():
+        with _stops_wait(forget=True):
             process = self._process
             if process is not None and process.poll() is None:
                 _signal_group(process, force=False)
@@ -139,14 +140,19 @@ def _signal_group(process: subprocess.Popen, force: bool) -> None:
 
 
 @contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
+def _stops_wait(forget: bool = False) -> Iterator[None]:
+    """A signal that stops us comes through after the block, or not at all where `forget`."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
+    came: list[int] = []
     numbers = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    kept = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    heard = [number for number in numbers if signal.getsignal(number) != signal.SIG_IGN]
+    kept = {number: signal.signal(number, lambda number, _: came.append(number)) for number in heard}
     try:
         yield
     finally:
         for number, handler in kept.items():
             signal.signal(number, handler)
+        if came and not forget:
+            signal.raise_signal(came[0])

@@ -126,3 +126,23 @@ def test_a_stop_while_starting_leaves_nothing(tmp_path, number):
     assert child.wait(timeout=20) == 130
     pid = int((tmp_path / "seen").read_text().split()[0])
     assert not alive(pid)
+
+
+@ONLY_POSIX
+def test_a_stop_in_the_moment_of_starting_waits_for_it(tmp_path, monkeypatch):
+    started, popen = [], subprocess.Popen
+
+    def start(*args, **kwargs):
+        started.append(popen(*args, **kwargs))
+        os.kill(os.getpid(), signal.SIGTERM)
+        return started[-1]
+
+    monkeypatch.setattr(module.subprocess, "Popen", start)
+    handler = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = Server(fake_host(tmp_path, "import time; time.sleep(60)"))
+    try:
+        with pytest.raises(KeyboardInterrupt), server:
+            pass
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+    assert started[0].returncode is not None and not server.folder.exists()
