@@ -7,6 +7,7 @@ from ..study import Suite
 MODULES = {
     "demo-models": "demo_models",
     "text-paint": "text_paint",
+    "saliency": "saliency",
 }
 
 
