@@ -37,7 +37,10 @@ class Floor:
 
 @dataclass(frozen=True)
 class Above:
-    """A row's metric lies above another row's, in pairs over the shared seeds: the interval's lower end is above 0."""
+    """A row's metric lies above another row's, in pairs over the shared seeds: the interval's lower end is above 0.
+
+    share: of the other row's values that is to be exceeded; the claim's value is the difference to that share.
+    """
 
     id: str
     text: str
@@ -45,13 +48,42 @@ class Above:
     over: str
     metric: str
     needed: int = 256
+    share: float = 1.0
 
     def judge(self, table: Table) -> dict:
         ours, reference = (table.get(row, {}).get(self.metric, {}) for row in (self.row, self.over))
-        return _verdict(self.id, self.text, paired_difference(ours, reference), self.needed, None)
+        asked = {seed: self.share * value for seed, value in reference.items()}
+        return _verdict(self.id, self.text, paired_difference(ours, asked), self.needed, None)
 
 
-Claim = Floor | Above
+@dataclass(frozen=True)
+class EachAbove:
+    """Every one of these comparisons holds. Value and interval are those of the one nearest to failing, or failing."""
+
+    id: str
+    text: str
+    parts: tuple[Above, ...]
+
+    def judge(self, table: Table) -> dict:
+        found = [part.judge(table) for part in self.parts]
+        told = [one for one in found if one["ci95"] is not None]
+        if len(told) < len(found):
+            return {"id": self.id, "text": self.text, "value": None, "ci95": None, "holds": None}
+        weakest = min(told, key=_distance)
+        verdicts = [one["holds"] for one in found]
+        holds = None if None in verdicts else all(verdicts)
+        failing = "; ".join(one["text"] for one in found if one["holds"] is False)
+        text = f"{self.text} ({f'not: {failing}' if failing else 'weakest: ' + weakest['text']})"
+        return {**weakest, "id": self.id, "text": text, "holds": holds}
+
+
+def _distance(claim: dict) -> float:
+    """The lower end's distance above 0, in widths of the interval."""
+    low, high = claim["ci95"]
+    return low / max(high - low, 1e-12)
+
+
+Claim = Floor | Above | EachAbove
 
 
 def _mean_of(table: Table, row: str, metric: str) -> Interval | None:

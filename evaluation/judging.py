@@ -32,6 +32,12 @@ def crops_of_masks(image: Tensor, mask: Tensor, margin: float = MASK_MARGIN) -> 
     return crop_boxes(image, mask_boxes(mask), margin)
 
 
+@torch.no_grad()
+def likeness(judge: Judge, crops: Tensor, others: Tensor) -> Tensor:
+    """Cosine of the judge's features, (B,). crops, others: (B or 1, 3, 64, 64)."""
+    return torch.nn.functional.cosine_similarity(judge.features(crops), judge.features(others), dim=1)
+
+
 def truth_of(scenes: Scenes, index: int = 0) -> dict[str, Tensor]:
     """Class numbers (B,) of each scene's object `index` and of its place; -1 for the colour of a pencil drawing."""
     truth = {name: getattr(scenes, name)[:, index] for name in OBJECT}

@@ -101,9 +101,18 @@ def replay(model: ModelPatcher, positive: list, trajectory: Trajectory, end: Ten
     end: the latent that invert_latent returns.
     """
     sigmas = torch.cat([trajectory.sigmas.flip(0), torch.zeros(1)])
+    return denoise(model, {"positive": positive}, end, sigmas, 1.0)
+
+
+@torch.no_grad()
+def denoise(model: ModelPatcher, conds: dict[str, list], start: Tensor, sigmas: Tensor, cfg: float) -> Tensor:
+    """Noisy latents of level sigmas[0], in the scale of VAE.encode, down to clean ones by DDIM; no noise is added.
+
+    conds: positive and, for a cfg other than 1, negative.
+    """
     guider = comfy.samplers.CFGGuider(model)
-    guider.inner_set_conds({"positive": positive})
-    guider.set_cfg(1.0)
+    guider.inner_set_conds(conds)
+    guider.set_cfg(cfg)
     sampler = comfy.samplers.sampler_object("ddim")
-    latent = guider.sample(torch.zeros_like(end), end, sampler, sigmas, disable_pbar=True, seed=0)
+    latent = guider.sample(torch.zeros_like(start), start, sampler, sigmas, disable_pbar=True, seed=0)
     return latent.to(comfy.model_management.intermediate_device())

@@ -1,0 +1,126 @@
+"""Suites `style` and `spin` on random weights, their claims on made-up figures, and what their measures can tell."""
+
+import json
+import math
+from dataclasses import replace
+
+import inlay.evaluation as evaluation
+import pytest
+import torch
+from inlay.demo.judge import HEADS
+from inlay.demo.scenes import draw_scenes
+from inlay.demo.tasks import place_masks
+from inlay.evaluation import spin_parts
+from inlay.evaluation.claims import Above, EachAbove
+from inlay.evaluation.suites import spin, spin_jobs, style
+
+
+@pytest.fixture
+def short(random_world, monkeypatch):
+    for name in ("STEPS", "INVERSION_STEPS"):
+        monkeypatch.setattr(spin_parts, name, 2)
+    monkeypatch.setattr(style, "BATCH", 2)
+    kept = ("exact, strength 0.4", "fast, features of CLIP vision", "without style guidance, renoised")
+    monkeypatch.setattr(style, "OPTIONS", {name: style.OPTIONS[name] for name in kept})
+    monkeypatch.setattr(spin_jobs, "CANDIDATES", 2)
+    monkeypatch.setattr(spin_jobs, "BLENDED_STEPS", 2)
+    monkeypatch.setattr(spin_jobs, "ALONE", replace(spin_jobs.ALONE, augmentations=1))
+    monkeypatch.setattr(spin, "CONCEPT", replace(spin.CONCEPT, steps=2, accumulation=1))
+
+
+def evaluate(capsys, tmp_path, suite, seeds):
+    assert evaluation.main([suite, "--seeds", str(seeds), "--out", str(tmp_path)]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [claim["holds"] for claim in report["claims"]] == [None] * len(report["claims"])
+    return {row["name"]: row for row in report["rows"]}
+
+
+def test_style(short, capsys, tmp_path):
+    rows = evaluate(capsys, tmp_path, "style", 2)
+    assert {*style.MAIN, *style.OPTIONS, f"{style.FAST} - {style.PLAIN}"} <= set(rows)
+    assert all(rows[name]["background exact"]["mean"] == 1 for name in style.MAIN)
+    # Each form of the guidance gives other pictures.
+    guided = [rows[name]["tiny CLIP text"]["mean"] for name in (*style.MAIN, "exact, strength 0.4")]
+    assert len(set(guided)) == len(guided)
+
+
+def test_spin(short, capsys, tmp_path):
+    import folder_paths
+
+    rows = evaluate(capsys, tmp_path, "spin", 2)
+    jobs = (spin_jobs.SALIENCY, *spin_jobs.ABLATION, spin_jobs.BY_REFERENCE, spin_jobs.BLENDED, spin_jobs.LATENT)
+    texts = [f"by text: {name}" for name in (spin_jobs.BLENDED, spin_jobs.LATENT, spin_jobs.HOST, spin_jobs.ALL)]
+    edited = [f"edited: {word}" for word in spin_jobs.EDITS]
+    for name in (*jobs, *edited, *texts):
+        best, mean = rows[f"{name}, {spin.SELECTED}"], rows[name]
+        score = "tiny CLIP text" if name in texts else "tiny CLIP image"
+        assert best[score]["mean"] >= mean[score]["mean"] and mean["diversity"]["mean"] > 0
+        assert mean["background exact"]["mean"] == 1
+    assert len({rows[name]["judge likeness"]["mean"] for name in (*jobs, *edited)}) == len(jobs) + len(edited)
+    ceiling = rows[spin_jobs.COPY]
+    assert ceiling["background PSNR"]["mean"] > 60 and ceiling["background exact"]["mean"] == 1
+    assert set(rows["styles asked for"]) == {
+        "name",
+        "n",
+        *(f"asked for {name}" for name in style.STYLES),
+        "asked for, all",
+    }
+    # Nothing is left where users keep their concepts.
+    assert spin.NAME not in " ".join(folder_paths.get_filename_list("embeddings"))
+
+
+def made_up(**columns):
+    return {name: {"m": dict(zip(range(64), values, strict=True))} for name, values in columns.items()}
+
+
+def test_each_above_holds_if_all_do():
+    noise = torch.randn(64, generator=torch.Generator().manual_seed(0)).mul(0.1).tolist()
+    table = made_up(low=[0.0] * 64, high=[1 + one for one in noise], same=noise)
+    good, bad = Above("", "good", "high", "low", "m", 48), Above("", "bad", "same", "low", "m", 48)
+    assert EachAbove("id", "text", (good, good)).judge(table)["holds"] is True
+    claim = EachAbove("id", "text", (good, bad)).judge(table)
+    assert claim["holds"] is False and claim["id"] == "id" and "not: bad" in claim["text"]
+    assert claim["value"] == pytest.approx(sum(noise) / 64)
+    assert EachAbove("id", "text", (good, replace(good, needed=65))).judge(table)["holds"] is None
+    assert EachAbove("id", "text", (good, replace(good, row="absent"))).judge(table)["value"] is None
+
+
+def test_a_share_of_the_other_row_is_enough():
+    table = made_up(ours=[0.96] * 64, ceiling=[1.0] * 64)
+    assert Above("", "", "ours", "ceiling", "m", 48, share=0.95).judge(table)["holds"] is True
+    assert Above("", "", "ours", "ceiling", "m", 48, share=0.97).judge(table)["holds"] is False
+
+
+def test_the_style_is_judged_by_painted_pixels_alone():
+    """What stands outside the mask, and in its round corners, does not reach the judge."""
+    wanted = draw_scenes(range(6), objects=1)
+    mask = place_masks(wanted, 1.25)
+    inside = spin_parts.crops_inside(mask[..., None].expand(-1, -1, -1, 3), mask)
+    assert inside.min() > 0.99
+
+    class Told:
+        def __call__(self, crops):
+            return {name: torch.eye(count)[torch.zeros(len(crops), dtype=torch.long)] for name, count in HEADS.items()}
+
+    painted = torch.rand(6, 128, 128, 3)
+    values = spin_parts.style_agreement(Told(), painted, mask, torch.tensor([0, 0, 1, 2, 3, 0]))
+    assert [one["style"] for one in values] == [1, 1, 0, 0, 0, 1]
+    share = math.e / (math.e + 3)
+    assert values[0]["style probability"] == pytest.approx(share)
+
+
+def test_copy_and_paste_puts_the_subject_into_the_place():
+    task = spin_jobs.subject_task(90_000_003)
+    (copied,) = spin_jobs.copy_and_paste(task)
+    mask = task.mask[0] > 0
+    changed = (copied != task.image[0]).any(-1)
+    assert torch.equal(copied[~mask], task.image[0][~mask]) and 0.2 < changed[mask].float().mean() < 0.9
+    # The subject's middle is the place's middle.
+    rows, columns = changed.nonzero().float().T
+    centre = task.wanted.things[0].centre[0]
+    assert abs(columns.mean() - centre[0]) < 8 and abs(rows.mean() - centre[1]) < 8
+
+
+def test_tuning_shows_other_subjects():
+    first, tuning = spin_jobs.subject_task(90_000_000), spin_jobs.subject_task(70_000_000)
+    assert not torch.equal(first.wanted.things[0].rgb, tuning.wanted.things[0].rgb)
