@@ -14,9 +14,14 @@ from .clip_pairs import prepare_pictures
 CROP_MARGIN = 1.15
 
 
-def require_pair(encoder: ReferenceEncoder, vision: comfy.clip_vision.ClipVisionModel) -> None:
-    """Raises ValueError where the encoder was not trained on this kind of vision model."""
-    if vision is None or encoder is None:
+def require_pair(
+    encoder: ReferenceEncoder | None, vision: comfy.clip_vision.ClipVisionModel | None, fresh: bool = False
+) -> None:
+    """Raises ValueError where the encoder was not trained on this kind of vision model.
+
+    fresh: lets the encoder be missing, because one is about to be trained.
+    """
+    if vision is None or (encoder is None and not fresh):
         raise ValueError("A reference needs both clip_vision and reference_encoder. Connect them.")
     if vision.model_type != "clip_vision_model":
         raise ValueError(
@@ -24,7 +29,7 @@ def require_pair(encoder: ReferenceEncoder, vision: comfy.clip_vision.ClipVision
             "Load a CLIP vision file."
         )
     width = vision.config["hidden_size"]
-    if width != encoder.width:
+    if encoder is not None and width != encoder.width:
         raise ValueError(
             f"The CLIP vision model is {width} wide and the reference encoder takes {encoder.width}. "
             "Load the CLIP vision that the encoder was trained with (Paint-by-Example: ViT-L/14)."

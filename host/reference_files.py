@@ -12,8 +12,11 @@ from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
 from ..guidance.reference_mapper import ReferenceMapper
+from .subject_projection import has_projection, load_projection
 
 FOLDERS = ("checkpoints", "diffusion_models", "clip_vision")
+# Where Train Subject keeps the projections that it has trained.
+OWN_FOLDER = "loras"
 ORDERS = ("auto", "paint-by-example", "host")
 # Paint-by-Example reads the masked picture first and then a mask that is 1 where the picture is kept.
 _KEYS = {"paint-by-example": ("masked_image", "mask_inverted"), "host": ("mask", "masked_image")}
@@ -40,15 +43,19 @@ _KINDS = ("weight", "bias")
 _FORMATS = (("learnable_vector", _LDM, _LDM_HEAD), ("uncond_vector", _DIFFUSERS, _DIFFUSERS_HEAD))
 
 
-def reference_files() -> list[str]:
-    """folder/name of every file that could hold a part, other formats too, which are refused with a sentence."""
-    return [f"{folder}/{name}" for folder in FOLDERS for name in folder_paths.get_filename_list(folder)]
+def reference_files(own: bool = False) -> list[str]:
+    """folder/name of every file that could hold a part, other formats too, which are refused with a sentence.
+
+    own: also those that could hold a projection trained by Train Subject.
+    """
+    folders = (*FOLDERS, OWN_FOLDER) if own else FOLDERS
+    return [f"{folder}/{name}" for folder in folders for name in folder_paths.get_filename_list(folder)]
 
 
 def find_file(name: str) -> str:
     """The path of folder/name. Raises ValueError where there is none and for anything but safetensors."""
     folder, _, rest = name.partition("/")
-    path = folder_paths.get_full_path(folder, rest) if folder in FOLDERS else None
+    path = folder_paths.get_full_path(folder, rest) if folder in (*FOLDERS, OWN_FOLDER) else None
     if path is None:
         raise ValueError(f'There is no file "{name}". Put it into one of the folders {", ".join(FOLDERS)}.')
     if Path(path).suffix != ".safetensors":
@@ -66,10 +73,13 @@ def load_reference_encoder(path: str) -> ReferenceEncoder:
 
 def build_encoder(weights: Mapping[str, Tensor]) -> ReferenceEncoder:
     """Raises ValueError where the weights hold no mapper."""
+    if has_projection(weights):
+        return load_projection(weights)
     formats = [known for known in _FORMATS if known[0] in weights]
     if not formats:
         raise ValueError(
-            "The file holds no reference mapper. Choose Paint-by-Example's own checkpoint, or diffusers' image encoder."
+            "The file holds no reference mapper. Choose Paint-by-Example's own checkpoint, diffusers' image encoder, "
+            "or a LoRA of Train Subject with a trained projection."
         )
     null, block, head = formats[0]
     pattern = re.compile(re.escape(block["norm1"]).replace(re.escape("{}"), r"(\d+)") + r"\.weight")
@@ -107,10 +117,15 @@ def load_reference_model(path: str, order: str, disable_dynamic: bool = False) -
 
 
 def load_reference_files(model_file: str, encoder_file: str, order: str) -> tuple[ModelPatcher, ReferenceEncoder]:
-    """Both parts of folder/name files. order: of ORDERS; auto is Paint-by-Example's, whose mapper this is."""
+    """Both parts of folder/name files.
+
+    order: of ORDERS; auto is Paint-by-Example's with its mapper, and the host's with a projection that we trained.
+    """
     model_path, encoder_path = find_file(model_file), find_file(encoder_file)
     encoder = load_reference_encoder(encoder_path)
-    model = load_reference_model(model_path, "paint-by-example" if order == "auto" else order)
+    if order == "auto":
+        order = "host" if encoder_file.startswith(f"{OWN_FOLDER}/") else "paint-by-example"
+    model = load_reference_model(model_path, order)
     wanted, found = model.model.model_config.unet_config["context_dim"], encoder.null.shape[-1]
     if wanted != found:
         raise ValueError(

@@ -14,6 +14,7 @@ from ..guidance.reference import ReferenceEncoder
 from .adapter_hooks import inject
 from .lora_files import require_base
 from .reference_conditioning import reference_conditioning
+from .subject_projection import has_projection, load_projection, without_projection
 from .tokens import encode_text
 
 WAYS = ("weights", "bypass")
@@ -31,9 +32,10 @@ def load_subject(
     require_base(model, lora, other_weights)
     if strength == 0:
         return model.clone()
+    tensors = without_projection(lora)
     if way == "weights":
-        return comfy.sd.load_lora_for_models(model, None, dict(lora), strength, 0)[0]
-    loaded = comfy.lora.load_lora(dict(lora), comfy.lora.model_lora_keys_unet(model.model, {}))
+        return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
+    loaded = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
     layers = dict(model.model.named_modules())
     adapters = {
         layers[key.removesuffix(".weight")]: adapter
@@ -55,13 +57,17 @@ def subject_conditioning(
 ) -> tuple[list | ExecutionBlocker, list | ExecutionBlocker]:
     """Positive and negative: the reference, cut out by its mask if there is one, or the prompt it was trained under.
 
-    Where neither can be made, what depends on them is not run, and says why.
+    A projection that was trained with the subject takes the encoder's place. Where neither can be made, what depends on
+    them is not run, and says why.
     """
     if reference is not None:
+        if has_projection(lora):
+            encoder = load_projection(lora)
         return reference_conditioning(encoder, vision, reference, mask)
     prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
     if clip is not None and prompt:
         return encode_text(clip, prompt), encode_text(clip, "")
-    needed = "clip" if prompt else "reference, reference_encoder and clip_vision"
+    told = "reference and clip_vision" if has_projection(lora) else "reference, reference_encoder and clip_vision"
+    needed = "clip" if prompt else told
     blocked = ExecutionBlocker(f"Load Subject: connect {needed} to use positive and negative.")
     return blocked, blocked

@@ -14,15 +14,19 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from ..attention.saliency import column_sums, mean_map, resize_map
+from ..training.saliency_focus import saliency_focus
 from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
-from ..training.subject_settings import SubjectSettings
+from ..training.subject_settings import SNR_CAP, SubjectSettings
+from .attention_capture import Seen, watch_attention
 from .contrast import MEMORY_FACTOR, with_backward
 from .gradients import gradient_phase, ordinary, plain_attention
-from .lora_training import TrainableLora, count_parameters
+from .lora_training import count_parameters
 from .models import prediction_kind
 from .recompute import recompute_blocks
-from .subject_telling import Condition
-from .subject_views import Views
+from .saliency import BLIND, chosen_layers
+from .salient_masks import AUTO_LAYER
+from .subject_data import SubjectData
 
 logger = logging.getLogger("inlay")
 
@@ -33,52 +37,62 @@ PREVIEW_SIDE = 512
 
 
 class SubjectLoop:
-    """Runs the steps. groups: rows of the views that are the subject's, and those of its class if there are any.
-    context_of: (N,), the condition's row of each view."""
+    """Runs the steps. groups: rows of the data set that are the subject's, and those of its class if there are any."""
 
     def __init__(
         self,
         model: ModelPatcher,
-        lora: TrainableLora,
+        trainable: Any,
         training: SubjectTraining,
         settings: SubjectSettings,
-        views: Views,
-        condition: Condition,
         groups: list[Tensor],
-        context_of: Tensor,
     ) -> None:
-        self.model, self.lora, self.training, self.settings = model, lora, training, settings
-        self.views, self.condition, self.groups, self.context_of = views, condition, groups, context_of
+        self.model, self.trainable, self.training, self.settings = model, trainable, training, settings
+        self.groups = groups
         self.prediction = prediction_kind(model)
         self.last = groups[0][:1]
+        self.data: SubjectData | None = None
+        self.seen: list[Tensor] = []
+        self.announced = False
 
-    def run(self) -> None:
-        """Trains up to the settings' steps, on the parameters in place."""
-        model, settings = with_backward(self.model), self.settings
+    def run(self, data: SubjectData, end: int) -> None:
+        """Trains up to step `end` on this part of the data set, on the parameters in place."""
+        first = self.data is None
+        self.data, self.end = data, end
+        if first:
+            self.last = self.groups[0][:1] if data.rows is None else data.rows[:1]
+        model, settings, condition = with_backward(self.model), self.settings, data.condition
         if settings.precision != "auto":
             model.set_model_compute_dtype(_DTYPES[settings.precision])
         if settings.checkpointing:
             recompute_blocks(model)
+        if settings.loss != "plain" and data.views.subject is None:
+            layers = chosen_layers(model, data.views.latents[:1], AUTO_LAYER["self-attention"])
+            model = watch_attention(model, layers, self._see, "self", rows=None)
         guider = comfy.samplers.CFGGuider(model)
-        extra = {} if self.condition.empty_pooled is None else {"pooled_output": self.condition.empty_pooled}
-        guider.inner_set_conds({"positive": [[self.condition.empty, extra]]})
+        extra = {} if condition.empty_pooled is None else {"pooled_output": condition.empty_pooled}
+        guider.inner_set_conds({"positive": [[condition.empty, extra]]})
 
         def visit(denoiser, x, sigmas, extra_args, callback, disable):
             guider, device = denoiser.inner_model, denoiser.inner_model.model_patcher.load_device
-            with gradient_phase(guider.inner_model), self.lora.attached(guider.inner_model, device):
+            with gradient_phase(guider.inner_model), self.trainable.attached(guider.inner_model, device):
                 self._train(guider, extra_args["model_options"], device)
             return x
 
         rows = settings.batch * len(self.groups)
-        blank = torch.zeros_like(self.views.latents[:1]).repeat(rows, 1, 1, 1)
+        blank = torch.zeros_like(data.views.latents[:1]).repeat(rows, 1, 1, 1)
         schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
         sampler = comfy.samplers.KSAMPLER(visit)
         levels = torch.cat([schedule, torch.zeros(1)])
         guider.sample(blank, blank, sampler, levels, disable_pbar=True, seed=settings.seed)
 
     def panel(self, rows: Tensor) -> Tensor:
-        """IMAGE (n, S, k S, 3) of views as they are trained on."""
-        return self.views.shown[rows]
+        """IMAGE (n, S, k S, 3) of views as they are trained on. rows: of the data set."""
+        return self.shown(self.data.at(rows))
+
+    def shown(self, rows: Tensor) -> Tensor:
+        """The same by their places in the data at hand."""
+        return self.data.views.shown[rows].float() / 255
 
     def _train(self, guider: Any, model_options: dict, device: torch.device) -> None:
         settings, training = self.settings, self.training
@@ -86,10 +100,11 @@ class SubjectLoop:
         self.sampling = self.network.model_sampling
         self.options = plain_attention(ordinary(model_options))
         self.cond = ordinary(guider.conds["positive"][0])
-        self._announce()
+        if not self.announced:
+            self._announce()
         bar = comfy.utils.ProgressBar(settings.steps)
         with tqdm(total=settings.steps, initial=training.done, desc="Train Subject") as shown:
-            while training.done < settings.steps:
+            while training.done < self.end:
                 loss = training.step(self._loss)
                 shown.update()
                 shown.set_postfix(loss=f"{loss:.4f}")
@@ -98,7 +113,7 @@ class SubjectLoop:
 
     def _announce(self) -> None:
         """Says what the run is going to take, after one forward to see."""
-        settings = self.settings
+        settings, self.announced = self.settings, True
         draw = self._draw(0)
         with torch.no_grad():
             started = time.perf_counter()
@@ -106,7 +121,7 @@ class SubjectLoop:
         forward = time.perf_counter() - started
         steps = settings.steps - self.training.done
         count = count_parameters(self.training.parameters)
-        shape = [len(draw.rows) * MEMORY_FACTOR, *self.views.latents.shape[1:]]
+        shape = [len(draw.rows) * MEMORY_FACTOR, *self.data.views.latents.shape[1:]]
         # Weight, gradient and AdamW's two moments of each parameter, in fp32.
         memory = self.network.memory_required(shape) + self.model.model_size() + 16 * count
         logger.info(
@@ -114,7 +129,7 @@ class SubjectLoop:
             "minutes.",
             f"{count:,}",
             count * 4 / 1e6,
-            len(self.views.latents),
+            sum(map(len, self.groups)),
             steps,
             memory / 1e9,
             forward * STEP_COST * settings.accumulation * steps / 60,
@@ -131,9 +146,27 @@ class SubjectLoop:
             denoised = self._denoise(draw, noised, sigma, clean)
         if not denoised.requires_grad:
             raise ValueError("A patch on the model lets no gradient through it. Remove that patch to train a subject.")
-        weights = None if self.views.weights is None else self.views.weights[draw.rows].to(self.device)
+        return batch_loss(self._losses(draw, denoised, clean, sigma), self.settings.batch, self.settings.prior_weight)
+
+    def _losses(self, draw: Draw, denoised: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+        """Of each row, (B,)."""
+        settings, subject = self.settings, self.data.views.subject
+        cells = None if subject is None else subject[self.data.at(draw.rows)].to(self.device)
+        weights = cells.clamp(min=1e-3) if settings.masked_loss and cells is not None else None
         losses = noise_losses(denoised, clean, sigma, self.prediction, weights)
-        return batch_loss(losses, self.settings.batch, self.settings.prior_weight)
+        if settings.loss == "plain":
+            return losses
+        salient = self._salient(clean) if cells is None else cells
+        return losses + settings.focus_weight * saliency_focus(denoised, clean, salient, sigma, SNR_CAP)
+
+    def _see(self, seen: Seen) -> None:
+        self.seen.append(column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid))
+
+    def _salient(self, clean: Tensor) -> Tensor:
+        """S of the forward just made, (B, 1, h, w): what receives more attention than the average."""
+        if not self.seen:
+            raise ValueError(BLIND)
+        return (resize_map(mean_map(self.seen), *clean.shape[-2:]) >= 1).float()[:, None]
 
     def _draw(self, part: int) -> Draw:
         settings = self.settings
@@ -144,23 +177,26 @@ class SubjectLoop:
             self.groups,
             settings.batch,
             len(self.sampling.sigmas),
-            self.views.latents.shape[1:],
+            self.data.views.latents.shape[1:],
             settings.condition_dropout,
         )
 
     def _noised(self, draw: Draw) -> tuple[Tensor, Tensor, Tensor]:
         """x (B, C, h, w), sigma (B,), and the clean latent in the sampler's space."""
-        clean = self.network.process_latent_in(self.views.latents[draw.rows].to(self.device))
+        clean = self.network.process_latent_in(self.data.views.latents[self.data.at(draw.rows)].to(self.device))
         sigma = self.sampling.sigma(draw.timesteps.float()).to(self.device, torch.float32)
         return clean + sigma.view(-1, 1, 1, 1) * draw.noise.to(self.device), sigma, clean
 
     def _denoise(self, draw: Draw, noised: Tensor, sigma: Tensor, clean: Tensor) -> Tensor:
         """The model's clean latent (B, C, h, w), fp32, each row under its own condition."""
-        condition, which, silent = self.condition, self.context_of[draw.rows], draw.silent
-        cond = {**self.cond, "cross_attn": _unless(silent, condition.contexts[which], condition.empty)}
-        if condition.pooled is not None:
-            cond["pooled_output"] = _unless(silent, condition.pooled[which], condition.empty_pooled)
-        cond |= {name: values[draw.rows] for name, values in self.views.channels.items()}
+        data, rows = self.data, self.data.at(draw.rows)
+        which = data.context_of[rows]
+        self.seen.clear()
+        cond = {**self.cond, "cross_attn": data.condition.told(which, draw.silent)}
+        pooled = data.condition.told_pooled(which, draw.silent)
+        if pooled is not None:
+            cond["pooled_output"] = pooled
+        cond |= {name: values[rows] for name, values in data.views.channels.items()}
         conds = comfy.samplers.encode_model_conds(
             self.network.extra_conds, [cond], noised, self.device, "positive", latent_image=clean
         )
@@ -171,8 +207,3 @@ class SubjectLoop:
     def _live_preview(self) -> tuple[str, Image.Image, int]:
         values = (self.panel(self.last[:1])[0].clamp(0, 1) * 255).round().numpy().astype(numpy.uint8)
         return "JPEG", Image.fromarray(values), PREVIEW_SIDE
-
-
-def _unless(silent: Tensor, given: Tensor, empty: Tensor) -> Tensor:
-    """Row by row, what is given or what stands for nothing."""
-    return torch.where(silent.view(-1, *[1] * (given.ndim - 1)), empty, given)

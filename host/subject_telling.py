@@ -27,18 +27,43 @@ class Teller:
 
 @dataclass(frozen=True)
 class Condition:
-    """contexts: (K, T, C), which rows share. pooled: (K, P) of SDXL. empty, empty_pooled: of no condition, (1, ...)."""
+    """contexts: (K, T, C), which rows share. pooled: (K, P) of SDXL. empty, empty_pooled: of no condition, (1, ...).
+
+    projection: where it is trained, it makes each row's context of its vision state, (K, W), anew.
+    """
 
     contexts: Tensor
     empty: Tensor
     pooled: Tensor | None = None
     empty_pooled: Tensor | None = None
+    projection: ReferenceEncoder | None = None
+    states: Tensor | None = None
+
+    def told(self, which: Tensor, silent: Tensor) -> Tensor:
+        """Contexts (B, T, C) of the rows, those of silent (B,) being told nothing."""
+        contexts, empty = self.contexts, self.empty
+        if self.projection is not None:
+            empty = self.projection.null
+            return unless(silent, self.projection(self.states[which].to(empty.device)), empty)
+        return unless(silent, contexts[which], empty)
+
+    def told_pooled(self, which: Tensor, silent: Tensor) -> Tensor | None:
+        return None if self.pooled is None else unless(silent, self.pooled[which], self.empty_pooled)
 
 
-def tell_by_references(teller: Teller, references: Sequence[Tensor]) -> Condition:
-    """One token a view, of its own reference (3, S, S)."""
-    tokens = encode_pooled(teller.encoder, pooled_states(teller.vision, torch.stack(list(references))))
-    return Condition(tokens, null_token(teller.encoder))
+def unless(silent: Tensor, given: Tensor, empty: Tensor) -> Tensor:
+    """Row by row, what is given or what stands for nothing."""
+    return torch.where(silent.view(-1, *[1] * (given.ndim - 1)).to(given.device), empty, given)
+
+
+def tell_by_references(
+    teller: Teller, references: Sequence[Tensor], projection: ReferenceEncoder | None = None
+) -> Condition:
+    """One token a view, of its own reference (3, S, S). projection: trained along, in place of the teller's."""
+    states = pooled_states(teller.vision, torch.stack(list(references)))
+    encoder = teller.encoder if projection is None else projection
+    tokens, empty = encode_pooled(encoder, states), null_token(encoder)
+    return Condition(tokens, empty, projection=projection, states=None if projection is None else ordinary(states))
 
 
 def tell_by_texts(teller: Teller, texts: Sequence[str]) -> Condition:

@@ -24,14 +24,17 @@ CHUNK = 8
 
 @dataclass(frozen=True)
 class Photo:
-    """picture: (H, W, 3). mask: (H, W), 1 on the subject; None where nobody said where it is."""
+    """picture: (H, W, 3). mask: (H, W), 1 on the subject; None where nobody said where it is. place: a box instead."""
 
     picture: Tensor
     mask: Tensor | None
+    place: Sides | None = None
 
     @property
     def box(self) -> Sides:
         height, width = self.picture.shape[:2]
+        if self.place is not None:
+            return self.place
         if self.mask is None:
             side = min(height, width)
             left, top = (width - side) // 2, (height - side) // 2
@@ -43,14 +46,14 @@ class Photo:
 @dataclass(frozen=True)
 class Views:
     """N rows. latents: (N, 4, h, w) as VAE.encode returns them. channels: what an inpainting model reads besides, by
-    the host's names. photo_of: (N,), the photo of each. weights: (N, 1, h, w) of the loss. shown: (N, S, S or 2 S, 3),
-    the square and the same with its hole.
+    the host's names. photo_of: (N,), the photo of each. subject: (N, 1, h, w), how much of each cell it covers; None
+    without masks. shown: (N, S, S or 2 S, 3) bytes, the square and the same with its hole.
     """
 
     latents: Tensor
     channels: dict[str, Tensor]
     photo_of: Tensor
-    weights: Tensor | None
+    subject: Tensor | None
     shown: Tensor
 
 
@@ -89,6 +92,15 @@ def read_photos(
     return [Photo(picture, mask) for picture, mask in zip(pictures, found, strict=True)]
 
 
+@dataclass(frozen=True)
+class Item:
+    """One view to be made. number: of the photo."""
+
+    number: int
+    view: int
+    photo: Photo
+
+
 def views_per_photo(settings: SubjectSettings, photos: int) -> int:
     """No more than the run can use."""
     if settings.mask_augmentation == "none" and not settings.reference_augmentation:
@@ -99,25 +111,23 @@ def views_per_photo(settings: SubjectSettings, photos: int) -> int:
 
 def make_views(
     vae: comfy.sd.VAE,
-    photos: Sequence[Photo],
+    items: Sequence[Item],
     settings: SubjectSettings,
     holes: bool,
     refer: Callable[[Tensor], None] | None,
     size: int,
 ) -> Views:
-    """Draws and encodes the views of every photo; a photo's views do not depend on the other photos.
+    """Draws and encodes the views; each depends on its own photo and number alone.
 
     holes: whether the model reads a masked picture. refer: takes the reference (3, size, size) of each view in turn.
     """
-    per_photo = views_per_photo(settings, len(photos))
     side, drawn = settings.resolution, []
-    for number, photo in enumerate(photos):
-        for view in range(per_photo):
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            generator = _generator(settings.seed, number, view)
-            drawn.append((number, *_draw(photo, settings, side, generator)))
-            if refer is not None:
-                refer(_reference(photo, settings, size, generator))
+    for item in items:
+        comfy.model_management.throw_exception_if_processing_interrupted()
+        generator = _generator(settings.seed, item.number, item.view)
+        drawn.append((item.number, *_draw(item.photo, settings, side, generator)))
+        if refer is not None:
+            refer(_reference(item.photo, settings, size, generator))
     numbers, squares, cuts, subjects = zip(*drawn, strict=True)
     pictures, gone = torch.stack(squares).movedim(1, -1), torch.stack(cuts)
     latents, channels = [], []
@@ -128,15 +138,14 @@ def make_views(
         if holes:
             channels.append(inpaint_channels(vae, pictures[part], gone[part]))
     latent = torch.cat(latents)
-    weights = None
-    if settings.masked_loss:
-        weights = latent_mask(torch.stack(subjects), *latent.shape[-2:], cover="area").clamp(min=1e-3)
+    told = any(item.photo.mask is not None for item in items)
+    shown = torch.cat([pictures, pictures * (1 - gone[..., None]) + 0.5 * gone[..., None]], 2) if holes else pictures
     return Views(
         latent,
         {name: torch.cat([one[name].float().cpu() for one in channels]) for name in (channels[0] if channels else ())},
         torch.tensor(numbers),
-        weights,
-        torch.cat([pictures, pictures * (1 - gone[..., None]) + 0.5 * gone[..., None]], 2) if holes else pictures,
+        latent_mask(torch.stack(subjects), *latent.shape[-2:], cover="area") if told else None,
+        (shown.clamp(0, 1) * 255).round().byte(),
     )
 
 

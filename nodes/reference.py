@@ -58,7 +58,10 @@ class LoadReferenceModel(io.ComfyNode):
                     tooltip="Paint-by-Example's checkpoint, or its UNet in diffusers' form.",
                 ),
                 io.Combo.Input(
-                    "encoder_file", options=files, tooltip="The same checkpoint, or the image encoder of diffusers."
+                    "encoder_file",
+                    options=reference_files(own=True),
+                    tooltip="The same checkpoint, the image encoder of diffusers, or a LoRA whose projection Train "
+                    "Subject has trained.",
                 ),
                 io.Combo.Input(
                     "order",
@@ -67,7 +70,7 @@ class LoadReferenceModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Of the extra channels. paint-by-example: masked picture, then a mask that is 1 where "
-                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: paint-by-example.",
+                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: by the encoder_file.",
                 ),
             ],
             outputs=[

@@ -1,12 +1,11 @@
 from comfy_api.latest import io
 
 from ..host.embedding_files import IF_EXISTS
-from ..host.lora_training import TARGETS
 from ..host.subject_telling import Teller
-from ..host.subject_training import PRECISIONS, Photos, train_subject
-from ..training.mask_augmentation import MASKS
+from ..host.subject_training import Photos, train_subject
 from ..training.subject_settings import MODES, PRESETS, SubjectSettings
 from .sockets import ReferenceEncoder
+from .subject_options import rare_inputs
 
 
 class TrainSubject(io.ComfyNode):
@@ -22,7 +21,6 @@ class TrainSubject(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="For inpaint a 9-channel inpainting model. It is left as it is."),
                 io.Vae.Input("vae", tooltip="The model's VAE."),
-                io.Image.Input("images", tooltip="Photos of the thing: a batch, or a list of pictures of any sizes."),
                 io.String.Input("name", default="my-subject", tooltip="The file's name in the loras folder."),
                 io.Combo.Input(
                     "mode",
@@ -71,6 +69,9 @@ class TrainSubject(io.ComfyNode):
                     tooltip="When there is a LoRA of that name. number: save as name-2. overwrite: replace it. "
                     "error: stop before training.",
                 ),
+                io.Image.Input(
+                    "images", optional=True, tooltip="Photos of the thing: a batch, or a list of pictures of any sizes."
+                ),
                 io.Mask.Input(
                     "masks", optional=True, tooltip="White on the thing, one a photo. Where it stands is needed."
                 ),
@@ -106,117 +107,7 @@ class TrainSubject(io.ComfyNode):
                 io.String.Input(
                     "class_prompt", default="", optional=True, tooltip="What they show, as in a photo of a couch."
                 ),
-                io.Float.Input(
-                    "prior_weight",
-                    default=1.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="How much the class images count against the photos.",
-                ),
-                io.Float.Input(
-                    "alpha",
-                    default=0.0,
-                    min=0.0,
-                    max=1024.0,
-                    step=0.5,
-                    optional=True,
-                    advanced=True,
-                    tooltip="The LoRA counts alpha / rank. 0: as much as the rank.",
-                ),
-                io.Float.Input(
-                    "dropout",
-                    default=0.0,
-                    min=0.0,
-                    max=0.9,
-                    step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Share of the LoRA's inputs left out in training.",
-                ),
-                io.Combo.Input(
-                    "targets",
-                    options=["auto", *TARGETS],
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Layers that learn. auto: `one token` for inpaint, `attention` for text.",
-                ),
-                io.Float.Input(
-                    "condition_dropout",
-                    default=0.2,
-                    min=0.0,
-                    max=1.0,
-                    step=0.05,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Share of the views trained without being told anything, for cfg.",
-                ),
-                io.Combo.Input(
-                    "mask_augmentation",
-                    options=list(MASKS),
-                    default="paper",
-                    optional=True,
-                    advanced=True,
-                    tooltip="Holes to fill. none: the box. grown: larger boxes. bezier: round ones. paper: these two. "
-                    "All but none also cut random squares out of the photo.",
-                ),
-                io.Boolean.Input(
-                    "reference_augmentation",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Mirror, turn and blur the reference, never the photo.",
-                ),
-                io.Int.Input(
-                    "views",
-                    default=32,
-                    min=1,
-                    max=4096,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Augmented views a photo, encoded once before training.",
-                ),
-                io.Boolean.Input(
-                    "masked_loss",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Only the thing counts, not what is around it. Takes the masks or boxes.",
-                ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="What the UNet computes in; the LoRA is always fp32. auto: as it is loaded.",
-                ),
-                io.Boolean.Input(
-                    "checkpointing",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
-                ),
-                io.Int.Input(
-                    "preview_every",
-                    default=10,
-                    min=0,
-                    max=100000,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Steps between live previews of what is trained on. 0: none.",
-                ),
-                io.Boolean.Input(
-                    "resume",
-                    default=True,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Go on where a cancelled run of the same name stopped; its recipe has to be the same.",
-                ),
+                *rare_inputs(),
             ],
             outputs=[
                 io.LoraModel.Output("lora", display_name="lora", tooltip="For Load Subject; it is saved already."),
@@ -231,13 +122,13 @@ class TrainSubject(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model, vae, images, name, if_exists, masks=(), boxes=None, clip_vision=(None,), reference_encoder=(None,),
-        clip=(None,), class_images=(), **settings,
+        cls, model, vae, name, if_exists, images=(), masks=(), boxes=None, clip_vision=(None,),
+        reference_encoder=(None,), clip=(None,), class_images=(), folder=("",), **settings,
     ) -> io.NodeOutput:  # fmt: skip
         trained = train_subject(
             model[0],
             vae[0],
-            Photos(images, masks, boxes, class_images),
+            Photos(images, masks, boxes, class_images, folder[0].strip()),
             name[0],
             SubjectSettings(**{key: values[0] for key, values in settings.items()}),
             Teller(reference_encoder[0], clip_vision[0], clip[0]),

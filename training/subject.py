@@ -40,13 +40,26 @@ def draw_batch(
 
     groups: of each, `batch` rows are drawn; the subject's rows, and those of its class for prior preservation.
     """
-    key = blake2b(f"{seed} subject {step} {part}".encode(), digest_size=7).digest()
-    own = int.from_bytes(key, "big")
-    generator = torch.Generator("cpu").manual_seed(own)
-    rows = torch.cat([group[torch.randint(len(group), (batch,), generator=generator)] for group in groups])
+    own, generator = _drawn_from(seed, step, part)
+    rows = _rows(groups, batch, generator)
     levels = torch.randint(timesteps, (len(rows),), generator=generator)
     noise = torch.randn(len(rows), *shape, generator=generator)
     return Draw(rows, levels, noise, torch.rand(len(rows), generator=generator) < silence, own)
+
+
+def draw_rows(seed: int, step: int, part: int, groups: Sequence[Tensor], batch: int) -> Tensor:
+    """The rows alone of `draw_batch`, to know ahead which of a large data set are needed."""
+    return _rows(groups, batch, _drawn_from(seed, step, part)[1])
+
+
+def _drawn_from(seed: int, step: int, part: int) -> tuple[int, torch.Generator]:
+    key = blake2b(f"{seed} subject {step} {part}".encode(), digest_size=7).digest()
+    own = int.from_bytes(key, "big")
+    return own, torch.Generator("cpu").manual_seed(own)
+
+
+def _rows(groups: Sequence[Tensor], batch: int, generator: torch.Generator) -> Tensor:
+    return torch.cat([group[torch.randint(len(group), (batch,), generator=generator)] for group in groups])
 
 
 def noise_losses(

@@ -9,6 +9,10 @@ PRESETS: dict[str, dict[str, float]] = {
     "custom": {},
 }
 MODES = ("inpaint", "text")
+LOSSES = ("plain", "saliency focus")
+PROJECTIONS = ("fixed", "trained")
+# Else the focus would count the noisiest steps a hundred times over the others.
+SNR_CAP = 5.0
 
 
 @dataclass(frozen=True)
@@ -18,7 +22,9 @@ class SubjectSettings:
     batch, accumulation and steps. targets: of lora_training.TARGETS, auto by the mode. alpha: 0 for the rank.
     dropout: of the LoRA's inputs. condition_dropout: share of the rows without their condition. resolution: pixels a
     side. views: augmented pictures a photo. mask_augmentation: of mask_augmentation.MASKS. prior_weight: of the class
-    pictures. masked_loss: only the subject counts. precision: of the UNet. preview_every: steps, 0 for none.
+    pictures. masked_loss: only the subject counts. loss: plain, or with focus_weight times L_s. epochs: above 0, each
+    goes `repeats` times over every photo and they take the place of steps. projection: trained along, or left as it is.
+    precision: of the UNet. preview_every: steps, 0 for none.
     """
 
     mode: str = "inpaint"
@@ -40,13 +46,21 @@ class SubjectSettings:
     reference_augmentation: bool = True
     prior_weight: float = 1.0
     masked_loss: bool = False
+    loss: str = "plain"
+    focus_weight: float = 1.0
+    epochs: int = 0
+    repeats: int = 100
+    projection: str = "fixed"
     seed: int = 0
     precision: str = "auto"
     checkpointing: bool = False
     preview_every: int = 10
     resume: bool = True
 
-    def resolved(self) -> "SubjectSettings":
-        """The same with the preset's values, its alpha and a preset of custom."""
+    def resolved(self, photos: int = 1) -> "SubjectSettings":
+        """The same with the preset's values, the epochs' steps, its alpha, and nothing left to resolve."""
         chosen = replace(self, **PRESETS[self.preset], preset="custom")
+        if chosen.epochs:
+            views = photos * chosen.repeats * chosen.epochs
+            chosen = replace(chosen, steps=-(-views // (chosen.batch * chosen.accumulation)), epochs=0)
         return replace(chosen, alpha=chosen.alpha or float(chosen.rank))

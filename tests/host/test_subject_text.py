@@ -89,6 +89,32 @@ def test_an_inpainting_model_is_told_by_text_too(tiny, images):
     assert trained.preview.shape[2] == 128
 
 
+def masked(images):
+    boxes = [[{"x": 10, "y": 20, "width": 40, "height": 30}]] * 2
+    return Photos(images, [box_mask(box, *image.shape[1:3])[None] for box, image in zip(boxes, images, strict=True)])
+
+
+def test_the_saliency_focus_is_added_row_by_row_by_its_weight(tiny, images, monkeypatch):
+    from inlay.host import subject_loop
+
+    seen, real = [], subject_loop.saliency_focus
+
+    def kept(denoised, clean, saliency, *more):
+        seen.append((saliency.detach().clone(), real(denoised, clean, saliency, *more).detach().mean()))
+        return real(denoised, clean, saliency, *more)
+
+    monkeypatch.setattr(subject_loop, "saliency_focus", kept)
+    plain = train(tiny, images, steps=1).losses[0]
+    focused = train(tiny, images, steps=1, loss="saliency focus", focus_weight=0.5).losses[0]
+    (saliency, term), *more = seen
+    assert not more and saliency.shape == (3, 1, 8, 8) and set(saliency.unique().tolist()) == {0.0, 1.0}
+    assert focused == pytest.approx(plain + 0.5 * float(term), rel=1e-4)
+    # Of each row its own, and the masks where there are some.
+    assert any(not torch.equal(saliency[0], other) for other in saliency[1:])
+    train(tiny, images, steps=1, loss="saliency focus", photos=masked(images))
+    assert not torch.equal(seen[-1][0], saliency)
+
+
 def test_bad_input_is_refused(tiny, images):
     several = Photos(images, class_images=[torch.rand(1, 64, 64, 3)])
     refused = [
@@ -98,6 +124,7 @@ def test_bad_input_is_refused(tiny, images):
         ({"photos": several}, "no prompt"),
         ({"masked_loss": True}, "where the subject is"),
         ({"model": tiny.inpaint_model}, "where the subject is"),
+        ({"projection": "trained"}, "projection is of references"),
     ]
     for changes, words in refused:
         with pytest.raises(ValueError, match=words):

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from inlay.training.subject import SubjectTraining, batch_loss, draw_batch, noise_losses
+from inlay.training.subject import SubjectTraining, batch_loss, draw_batch, draw_rows, noise_losses
 from inlay.training.subject_settings import SubjectSettings
 
 
@@ -108,3 +108,17 @@ def test_presets_replace_what_they_name():
     assert (paper.learning_rate, paper.batch, paper.steps, paper.alpha) == (3e-5, 16, 1000, 4.0)
     own = SubjectSettings(preset="custom", steps=7, alpha=2.0).resolved()
     assert (own.steps, own.alpha) == (7, 2.0) and own.resolved() == own
+
+
+def test_epochs_take_the_place_of_steps():
+    chosen = SubjectSettings(preset="paper", epochs=40, repeats=100).resolved(photos=4)
+    assert (chosen.steps, chosen.epochs) == (1000, 0)
+    assert chosen.resolved(photos=9) == chosen
+    assert SubjectSettings(preset="custom", epochs=1, repeats=1, batch=2, accumulation=2).resolved(5).steps == 2
+
+
+def test_rows_known_ahead_are_those_that_are_drawn():
+    groups = [torch.arange(7), torch.arange(7, 9)]
+    for step, part in [(0, 0), (3, 1)]:
+        draw = draw_batch(5, step, part, groups, 3, 1000, (4, 8, 8), 0.2)
+        assert torch.equal(draw.rows, draw_rows(5, step, part, groups, 3))

@@ -1,0 +1,193 @@
+"""One training of a subject: its parts held against each other, its data, its steps, and what cancelling leaves."""
+
+import json
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Protocol
+
+import comfy.model_management
+import comfy.sd
+import torch
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor, nn
+
+from ..training.subject import SubjectTraining
+from ..training.subject_settings import SubjectSettings
+from .cancelled import keep_pictures
+from .inpaint_channels import takes_masked_image
+from .lora_files import Lora, base_metadata
+from .lora_training import TrainableLora
+from .models import prediction_kind
+from .reference_conditioning import require_pair
+from .subject_checkpoint import SubjectCheckpoint
+from .subject_data import FolderSource, PhotoSource, Source, SubjectData
+from .subject_folder import PictureFolder
+from .subject_loop import SubjectLoop
+from .subject_projection import projection_tensors, trainable_projection
+from .subject_telling import Teller, read_prompts, require_width, tell_by_references, tell_by_texts
+from .subject_views import Item, Photo, make_views
+
+logger = logging.getLogger("inlay")
+
+PREVIEWED = 8
+
+
+class Trainable(Protocol):
+    """What is trained of a UNet. parameters: by the names that a file or checkpoint has for them."""
+
+    parameters: Mapping[str, nn.Parameter]
+
+    def to(self, device: torch.device) -> None: ...
+
+    def attached(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
+class PhotoSet(Protocol):
+    folder: str
+
+    def read(self, needed: bool) -> tuple[list[Photo], list[Photo]]: ...
+
+
+class SubjectJob:
+    """Raises ValueError with what to do for bad input, before the first step."""
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        vae: comfy.sd.VAE,
+        photos: PhotoSet,
+        name: str,
+        settings: SubjectSettings,
+        teller: Teller,
+        trainable: Trainable | None = None,
+    ) -> None:
+        """trainable: instead of a LoRA by the settings."""
+        prediction_kind(model)
+        self.model, self.vae, self.teller, self.name = model, vae, teller, name
+        self.holes = takes_masked_image(model)
+        self.inpaint = settings.mode == "inpaint"
+        self.projection = None
+        _require_parts(model, settings, teller, self.holes)
+        own, others = photos.read(needed=self.holes or settings.masked_loss)
+        self.folder = PictureFolder(photos.folder, settings.seed) if photos.folder else None
+        self.settings = settings = settings.resolved(len(self.folder or own))
+        self.prompts = self._prompts(len(own), len(others))
+        targets = ("one token" if self.inpaint else "attention") if settings.targets == "auto" else settings.targets
+        with torch.inference_mode(False):
+            self.trainable = trainable or TrainableLora(
+                model, targets, settings.rank, settings.alpha, settings.dropout, settings.seed
+            )
+            self.trainable.to(model.load_device)
+            parameters = dict(self.trainable.parameters)
+            if settings.projection == "trained":
+                self.projection = trainable_projection(teller.encoder, teller.vision, model, settings.seed)
+                self.projection.to(model.load_device)
+                parameters |= {f"reference.{key}": value for key, value in self.projection.named_parameters()}
+            self.training = SubjectTraining(parameters, settings.learning_rate, settings.accumulation)
+        self.source: Source
+        if self.folder is None:
+            self.source = PhotoSource(own, others, self.prompts, settings, self._build)
+        else:
+            self.source = FolderSource(self.folder, self.prompts[0] if self.prompts else "", settings, self._build)
+        self.checkpoint = SubjectCheckpoint(name, model, settings, self.source.fingerprint())
+        self.loop = SubjectLoop(model, self.trainable, self.training, settings, self.source.groups)
+
+    def run(self) -> None:
+        """All steps that are left."""
+        loop, settings = self.loop, self.settings
+        if settings.resume:
+            with torch.inference_mode(False):
+                self.checkpoint.load(self.training)
+        try:
+            for data, end in self._stretches():
+                loop.run(data, end)
+        except comfy.model_management.InterruptProcessingException:
+            self.checkpoint.save(self.training)
+            if loop.data is not None:
+                keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
+            raise
+        if self.folder is not None and self.folder.broken:
+            names = ", ".join(list(self.folder.broken.values())[:PREVIEWED])
+            logger.warning("%d of %d pictures could not be read: %s", len(self.folder.broken), len(self.folder), names)
+
+    def lora(self) -> Lora:
+        tensors = self.trainable.tensors()
+        if self.projection is not None:
+            tensors |= projection_tensors(self.projection)
+        return Lora(tensors, self._metadata())
+
+    def preview(self) -> Tensor:
+        """(n, S, S or 2 S, 3): some views as they were trained on."""
+        if self.loop.data is None:
+            self.loop.data, _ = self.source.stretch(max(0, self.settings.steps - 1))
+        count = len(self.loop.data.views.latents)
+        return self.loop.shown(torch.linspace(0, count - 1, min(PREVIEWED, count)).long())
+
+    def _stretches(self) -> Iterator[tuple[SubjectData, int]]:
+        while self.training.done < self.settings.steps:
+            yield self.source.stretch(self.training.done)
+
+    def _prompts(self, own: int, others: int) -> list[str]:
+        """Of each photo, those of the class last; one for a folder's pictures without a caption."""
+        if self.inpaint:
+            if others:
+                raise ValueError("Class images are for mode text only. Disconnect them, or choose the mode text.")
+            return []
+        if self.folder is not None:
+            return read_prompts(self.settings.prompt, 1)
+        prompts = read_prompts(self.settings.prompt, own)
+        return [*prompts, *read_prompts(self.settings.class_prompt, others)] if others else prompts
+
+    def _build(self, items: Sequence[Item], texts: Sequence[str]) -> SubjectData:
+        settings, teller = self.settings, self.teller
+        if self.inpaint:
+            references: list[Tensor] = []
+            views = make_views(self.vae, items, settings, self.holes, references.append, teller.vision.image_size)
+            condition = tell_by_references(teller, references, self.projection)
+            context_of = torch.arange(len(items))
+        else:
+            views = make_views(self.vae, items, settings, self.holes, None, 0)
+            told = list(dict.fromkeys(texts))
+            condition = tell_by_texts(teller, told)
+            context_of = torch.tensor([told.index(text) for text in texts])
+        require_width(self.model, condition)
+        return SubjectData(views, condition, context_of)
+
+    def _metadata(self) -> dict[str, str]:
+        """What a file says about itself; kohya's own words where it has any."""
+        settings = self.settings
+        said = {
+            "ss_network_module": "networks.lora",
+            "ss_network_dim": str(settings.rank),
+            "ss_network_alpha": f"{settings.alpha:g}",
+            "ss_output_name": self.name,
+            "inlay.mode": settings.mode,
+            "inlay.recipe": json.dumps(asdict(settings)),
+            **base_metadata(self.model),
+        }
+        if self.folder is not None:
+            said["inlay.folder"] = f"{self.folder.name}, {len(self.folder)} pictures"
+        return said | {"inlay.prompt": self.prompts[0]} if self.prompts else said
+
+
+def _require_parts(model: ModelPatcher, settings: SubjectSettings, teller: Teller, holes: bool) -> None:
+    """Raises ValueError where the mode lacks a model that it needs, or is asked for what it does not have."""
+    if settings.mode == "text":
+        if teller.clip is None:
+            raise ValueError("The mode text needs a text encoder. Connect the model's clip.")
+        if settings.projection == "trained":
+            raise ValueError("A projection is of references: choose the mode inpaint, or set projection to fixed.")
+        return
+    if settings.loss != "plain":
+        raise ValueError("The saliency focus is for the mode text. Choose that mode, or set loss to plain.")
+    if not holes:
+        channels = model.model.model_config.unet_config.get("in_channels")
+        raise ValueError(
+            f"The mode inpaint needs a model with 9 channels in, and this one has {channels}. "
+            "Load an inpainting model, or choose the mode text."
+        )
+    require_pair(teller.encoder, teller.vision, fresh=settings.projection == "trained")

@@ -1,0 +1,134 @@
+"""Training on a folder: broken pictures, captions and masks beside pictures, stretches, resuming, refusals."""
+
+import logging
+from pathlib import Path
+
+import comfy.model_management
+import folder_paths
+import numpy
+import pytest
+import torch
+from inlay.guidance.reference import ReferenceEncoder
+from inlay.host import subject_data, subject_loop
+from inlay.host.lora_files import read_lora
+from inlay.host.subject_folder import PictureFolder
+from inlay.host.subject_telling import Teller
+from inlay.host.subject_training import Photos, train_subject
+from inlay.training.subject_settings import SubjectSettings
+from PIL import Image
+
+SMALL = {"preset": "custom", "rank": 2, "batch": 2, "resolution": 64, "views": 2, "learning_rate": 1e-3}
+
+
+@pytest.fixture(scope="module")
+def folder():
+    path = Path(folder_paths.get_input_directory(), "many")
+    path.mkdir(parents=True)
+    draws = numpy.random.default_rng(0)
+    for number, size in enumerate([(90, 80), (70, 100), (96, 96), (80, 80)]):
+        Image.fromarray(draws.integers(0, 255, (*size, 3), dtype=numpy.uint8)).save(path / f"{number}.png")
+    mask = numpy.zeros((70, 100), dtype=numpy.uint8)
+    mask[20:50, 10:60] = 255
+    Image.fromarray(mask).save(path / "1.mask.png")
+    (path / "1.txt").write_text("a photo of\na red star")
+    whole = (path / "2.png").read_bytes()
+    (path / "2.png").write_bytes(whole[: len(whole) // 2])
+    (path / "notes.md").write_text("no picture")
+    return "many"
+
+
+def train(tiny, folder, name, model=None, teller=None, **changes):
+    settings = SubjectSettings(**{**SMALL, "steps": 3, **changes})
+    torch.manual_seed(0)
+    encoder = ReferenceEncoder(torch.nn.Linear(128, 128), torch.randn(1, 1, 128), 128).requires_grad_(False)
+    teller = teller or Teller(encoder, tiny.clip_vision)
+    photos = Photos(folder=folder)
+    return train_subject(model or tiny.inpaint_model, tiny.vae, photos, name, settings, teller, "overwrite")
+
+
+def test_broken_pictures_are_named_skipped_and_counted(tiny, folder, caplog, monkeypatch):
+    monkeypatch.setattr(subject_data, "STRETCH", 4)
+    with torch.inference_mode(), caplog.at_level(logging.INFO, "inlay"):
+        trained = train(tiny, folder, "domain", steps=6)
+    assert len(trained.losses) == 6 and trained.preview.shape[1:] == (64, 128, 3)
+    assert "picture 2.png cannot be read" in caplog.text and caplog.text.count("cannot be read") == 1
+    assert "1 of 4 pictures could not be read: 2.png" in caplog.text
+    assert caplog.text.count("minutes") == 1
+    assert read_lora("domain.safetensors").metadata["inlay.folder"] == "many, 4 pictures"
+
+
+def test_pictures_come_with_their_masks_and_captions(folder):
+    pictures = PictureFolder(folder, seed=0)
+    assert len(pictures) == 4
+    photo, caption = pictures.photo(1)
+    box = photo.box
+    assert (box.left, box.top, box.right, box.bottom) == (10, 20, 60, 50) and caption == "a photo of a red star"
+    plain, caption = pictures.photo(0)
+    assert plain.mask is None and caption == ""
+    box = plain.box
+    assert 0 <= box.left < box.right <= 80 and 0 <= box.top < box.bottom <= 90
+    assert PictureFolder(folder, seed=0).photo(0)[0].box == box != PictureFolder(folder, seed=1).photo(0)[0].box
+    # In the place of a broken one stands the next.
+    assert torch.equal(pictures.photo(2)[0].picture, pictures.photo(3)[0].picture)
+
+
+def test_a_cancelled_run_goes_on_to_the_very_same_file(tiny, folder, monkeypatch):
+    monkeypatch.setattr(subject_data, "STRETCH", 4)
+    whole = open(train(tiny, folder, "stopped", steps=5).path, "rb").read()
+    real, count = subject_loop.batch_loss, iter(range(10**6))
+
+    def counted(*args):
+        if next(count) == 3:
+            comfy.model_management.interrupt_current_processing()
+            comfy.model_management.throw_exception_if_processing_interrupted()
+        return real(*args)
+
+    with monkeypatch.context() as patch, pytest.raises(comfy.model_management.InterruptProcessingException):
+        patch.setattr(subject_loop, "batch_loss", counted)
+        train(tiny, folder, "stopped", steps=5)
+    assert open(train(tiny, folder, "stopped", steps=5).path, "rb").read() == whole
+
+
+def test_text_mode_takes_each_pictures_own_caption(tiny, folder, monkeypatch):
+    told = []
+    real = subject_data.FolderSource.stretch
+
+    def kept(self, done):
+        build = self.build
+        self.build = lambda items, texts: (
+            told.extend(zip((item.number for item in items), texts, strict=True)) or build(items, texts)
+        )
+        try:
+            return real(self, done)
+        finally:
+            self.build = build
+
+    monkeypatch.setattr(subject_data.FolderSource, "stretch", kept)
+    changes = {"mode": "text", "prompt": "a picture", "steps": 4, "masked_loss": False}
+    trained = train(tiny, folder, "told-folder", tiny.model, Teller(clip=tiny.clip), **changes)
+    assert set(told) <= {(0, "a picture"), (1, "a photo of a red star"), (2, "a picture"), (3, "a picture")}
+    assert {number for number, _ in told} >= {1} and len(trained.losses) == 4
+
+
+def test_epochs_times_repeats_are_steps(tiny, folder):
+    trained = train(tiny, folder, "epochs", epochs=2, repeats=1, batch=2)
+    assert len(trained.losses) == 4
+
+
+def test_bad_folders_are_refused(tiny, folder):
+    root = Path(folder_paths.get_input_directory())
+    (root / "empty").mkdir(exist_ok=True)
+    (root / "bad").mkdir(exist_ok=True)
+    (root / "bad" / "a.png").write_bytes(b"nothing")
+    for name, words in [
+        ("../..", "outside the input folder"),
+        ("nowhere", 'no folder "nowhere"'),
+        ("empty", "holds no pictures"),
+        ("bad", "None of the 1 pictures"),
+    ]:
+        with pytest.raises(ValueError, match=words):
+            train(tiny, name, "never-folder")
+    both = Photos([torch.rand(1, 64, 64, 3)], folder=folder)
+    with pytest.raises(ValueError, match="photos and a folder"):
+        both.read(False)
+    assert folder_paths.get_full_path("loras", "never-folder.safetensors") is None
