@@ -69,10 +69,11 @@ def sheet(rows: Sequence[Row]) -> Image.Image:
 
 
 def main(argv: list[str]) -> int:
+    from .help_edit_pages import PAGES as EDITING
     from .help_pages import PAGES as PAINTING
     from .help_training_pages import PAGES as TRAINING
 
-    pages = {**PAINTING, **TRAINING}
+    pages = {**PAINTING, **EDITING, **TRAINING}
 
     parser = argparse.ArgumentParser(prog="dev.py pictures", description=__doc__)
     parser.add_argument("pages", nargs="*", help="only these nodes")

@@ -1,0 +1,126 @@
+"""What the pictures show on the help pages of nodes that steer, blend, grow and swap."""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .help_pages import as_picture
+from .help_pictures import Row, World
+from .vocabulary import SHAPES
+
+
+def clip_guidance(world: World) -> list[Row]:
+    rows = []
+    for seed in (12, 31):
+        job = world.job(seed)
+        row = [("scene", job[0][0])]
+        for strength in (0.0, 0.1, 0.3):
+            guided = world.run(
+                "InlayClipGuidance",
+                **{"model": world.model, "vae": world.vae, "clip": world.clip, "clip_vision": world.clip_vision},
+                mask=job[1],
+                text=job[4],
+                strength=strength,
+            )[0]
+            row.append((f"strength {strength}", world.paint(seed, guided)[1][0]))
+        rows.append(row)
+    return rows
+
+
+def style_guidance(world: World) -> list[Row]:
+    rows = []
+    for seed in (2, 31):
+        job = world.job(seed, style="any", background="any")
+        row = [("scene", job[0][0])]
+        for strength in (0.0, 0.1, 0.3):
+            both = {"model": world.model, "vae": world.vae, "style_image": job[0]}
+            guided = world.run("InlayStyleGuidance", mask=job[1], strength=strength, **both)[0]
+            texts = {"positive": world.words(job[4]), "negative": world.empty}
+            images, _ = world.run("InlayPaint", model=guided, vae=world.vae, image=job[0], mask=job[1], **texts)
+            row.append((f"strength {strength}", images[0]))
+        rows.append(row)
+    return rows
+
+
+def _swapped(world: World, seed: int, shape: str, method: str) -> tuple[tuple, str, Tensor]:
+    job = world.job(seed, "show")
+    source = next(word for word in job[4].split() if word in SHAPES)
+    image, _ = world.run(
+        "InlaySwap",
+        **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0], "mask": _box(job[1])},
+        source_prompt=job[4],
+        target_prompt=job[4].replace(source, shape),
+        source_concept=f"a {source}",
+        target_concept=f"a {shape}",
+        negative="",
+        method=method,
+    )
+    return job, source, image
+
+
+def _box(mask: Tensor) -> Tensor:
+    """The mask's bounding box with a little air."""
+    rows, columns = (mask[0].amax(axis) > 0.5 for axis in (1, 0))
+    y, x = rows.nonzero(), columns.nonzero()
+    box = torch.zeros_like(mask)
+    box[:, max(0, int(y[0]) - 6) : int(y[-1]) + 7, max(0, int(x[0]) - 6) : int(x[-1]) + 7] = 1
+    return box
+
+
+def swap(world: World) -> list[Row]:
+    rows = []
+    for seed, shape in ((3, "circle"), (4, "ring")):
+        row: list = []
+        for method in ("instantswap", "dds", "sds"):
+            job, source, image = _swapped(world, seed, shape, method)
+            row.append((method, image[0]))
+        rows.append([(source, job[0][0]), (f"{source} to {shape}", as_picture(_box(job[1]))), *row])
+    return rows
+
+
+def blend(world: World) -> list[Row]:
+    rows = []
+    for seed in (12, 31):
+        job = world.job(seed)
+        row = [("scene", job[0][0])]
+        for text, name in ((job[4], "ddpm, best of 2"), ("", "no words: removal")):
+            images, _ = world.run(
+                "InlayBlend",
+                **{"model": world.model, "clip": world.clip, "vae": world.vae, "clip_vision": world.clip_vision},
+                **{"image": job[0], "mask": job[1], "text": text, "steps": 20, "denoise": 1.0, "candidates": 2},
+            )
+            row.append((name, images[0]))
+        rows.append(row)
+    return rows
+
+
+def extrapolate(world: World) -> list[Row]:
+    job = world.job(25, "show")
+    grown, area = world.run(
+        "InlayExtrapolate",
+        **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0], "steps": 20},
+        **{"left": 64, "right": 64, "prompt": "a photo of nothing on a meadow"},
+    )
+    return [[("scene", job[0][0]), ("64 pixels more on both sides", grown[0]), ("what is new", as_picture(area))]]
+
+
+def concept_region(world: World) -> list[Row]:
+    row = []
+    for shape in ("star", "heart", "ring"):
+        mask = torch.zeros(1, 128, 128)
+        mask[:, 30:98, 56:120] = 1
+        told = world.run("InlayConceptRegion", model=world.model, concept=world.words(f"a red {shape}"), mask=mask)[0]
+        image = world.draw(["a photo of a thing on a meadow"], told, seed=5)
+        row.append((f"in the box: a red {shape}", image[0]))
+    return [[("box", as_picture(mask)), *row]]
+
+
+PAGES: dict[str, Callable[[World], list[Row]]] = {
+    "InlayClipGuidance": clip_guidance,
+    "InlayStyleGuidance": style_guidance,
+    "InlayBlend": blend,
+    "InlayExtrapolate": extrapolate,
+    "InlaySwap": swap,
+    "InlayConceptRegion": concept_region,
+}
