@@ -1,5 +1,6 @@
 """The box around a named thing in a picture, from the model's own attention (InstantSwap, section 3.2)."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import comfy.sd
@@ -47,27 +48,46 @@ def find_boxes(
     word_maps. Raises ValueError for a model that is no UNet, words that the prompt does not hold, and a picture where
     no place reaches the threshold.
     """
-    require_readable(model)
-    positions = concept_positions(clip, prompt, concept)
-    conditioning = encode_text(clip, prompt)
     height, width = image.shape[1:3]
-    latents = encode_picture(vae, image)
-    layers = chosen_layers(model, latents, layer)
-    timesteps = torch.linspace(500, 100, passes).tolist()
-    progress = comfy.utils.ProgressBar(len(latents))
+    progress = comfy.utils.ProgressBar(len(image))
     boxes, maps = [], []
-    for number, latent in enumerate(latents.split(1), 1):
-        seen = word_maps(
-            model, conditioning, latent, positions, layers, timesteps, 1, seed, alpha, self_attention, stretch
-        )
-        seen = on_picture(seen, height, width, vae.spacial_compression_encode(), mode="bicubic")
+    seen = concept_maps(model, clip, vae, image, prompt, concept, alpha, passes, layer, self_attention, seed, stretch)
+    for number, one in enumerate(seen, 1):
         try:
-            boxes.append(find_box(seen, threshold, margin))
+            boxes.append(find_box(one, threshold, margin))
         except ValueError as error:
-            if len(latents) == 1:
+            if len(image) == 1:
                 raise
-            raise ValueError(f"Picture {number} of {len(latents)}: {error}") from error
-        maps.append(seen.mean(0).clamp(0, 1))
+            raise ValueError(f"Picture {number} of {len(image)}: {error}") from error
+        maps.append(one.mean(0).clamp(0, 1))
         progress.update(1)
     masks = [box_mask([box], height, width) for box in boxes]
     return FoundBoxes(boxes, torch.stack(masks), torch.stack(maps))
+
+
+def concept_maps(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    prompt: str,
+    concept: str,
+    alpha: float = 2.0,
+    passes: int = 3,
+    layer: str = "16x16",
+    self_attention: bool = True,
+    seed: int = 0,
+    stretch: bool = False,
+) -> Iterator[Tensor]:
+    """What find_boxes draws the box of each picture from, in turn: (passes, H, W), greatest value about 1."""
+    require_readable(model)
+    positions = concept_positions(clip, prompt, concept)
+    conditioning = encode_text(clip, prompt)
+    latents = encode_picture(vae, image)
+    layers = chosen_layers(model, latents, layer)
+    timesteps = torch.linspace(500, 100, passes).tolist()
+    for latent in latents.split(1):
+        seen = word_maps(
+            model, conditioning, latent, positions, layers, timesteps, 1, seed, alpha, self_attention, stretch
+        )
+        yield on_picture(seen, *image.shape[1:3], vae.spacial_compression_encode(), mode="bicubic")

@@ -8,6 +8,13 @@ MODULES = {
     "demo-models": "demo_models",
     "text-paint": "text_paint",
     "saliency": "saliency",
+    "concept": "concept",
+    "style": "style",
+    "spin": "spin",
+    "blended": "blended",
+    "boxes": "boxes",
+    "swap": "swap",
+    "subject": "subject",
 }
 
 
