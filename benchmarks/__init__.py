@@ -10,7 +10,7 @@ from ..evaluation.machine import describe_machine
 from .timing import Comparison
 
 # Each module has `run() -> Iterable[Comparison]`.
-MODULES = ("arg", "demo")
+MODULES = ("arg", "blend", "concept", "demo", "style", "subject", "swap")
 
 
 def main(argv: Sequence[str]) -> int:

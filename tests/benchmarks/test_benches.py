@@ -46,4 +46,5 @@ def test_the_last_line_is_the_report(monkeypatch, capsys):
 
 def test_an_unknown_bench_is_one_sentence(capsys):
     assert benchmarks.main(["colour"]) == 1
-    assert capsys.readouterr().err == "dev.py bench: There is no bench 'colour': choose one of arg, demo.\n"
+    known = ", ".join(benchmarks.MODULES)
+    assert capsys.readouterr().err == f"dev.py bench: There is no bench 'colour': choose one of {known}.\n"
