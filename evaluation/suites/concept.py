@@ -1,0 +1,187 @@
+"""What is learned from one picture of a thing: the thing, or what is behind it too (Spin, figures 3 and 4)?
+
+Every seed is one novel subject, styles taking turns. A concept is learned from one picture by each objective, from the
+same start, with the same noise. After some of the steps it is painted into a place with another background, in a mask
+with room around the subject, and what is in the mask is compared with the subject and with the reference's background.
+
+Saliency focus comes with each source of its mask: the paper's, the calibrated one, that of the word `thing`, and the
+true mask as the ceiling. `shipped` is what the workflows use; it and the learning rate were chosen on tuning seeds. A
+run with --tuning also shows other rates.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from ...demo.judge import Judge, load_judge
+from ...demo.scenes import SIZE
+from ...demo.training.pictures import SEEDS
+from ...demo.weights import load_part, weights_path
+from ...host.concept_training import concept_at_steps
+from ...host.demo_world import DemoModels, load_demo_models
+from ...host.generate import encode_texts
+from ...host.painting import PaintSettings, paint
+from ...host.pictures import decode_picture, encode_picture
+from ...host.region_patches import guide_region
+from ...host.regions import Region
+from ...host.salient_masks import saliency_scores, salient_masks
+from ...training.concept import ConceptSettings
+from ..claims import Above, Claim, EachAbove
+from ..localising import overlap
+from ..records import Measured
+from ..study import Study, Suite
+from .concept_task import Likeness, Task, draw_task
+
+STEPS = (20, 60, 100, 150, 200)
+CANDIDATES = 2
+PAINT_STEPS = 20
+CFG = 5.0
+INIT_WORD = "thing"
+# The paper's 0.0005 is for CLIP's 768 wide vectors; the demo's move as far with this. Chosen on tuning seeds.
+LEARNING_RATE = 0.005
+RATES = (0.0005, 0.002, 0.02)
+
+BASELINES = {name: ConceptSettings(objective=name) for name in ("plain", "multi", "pixel", "latent")}
+FOCUS = "saliency focus"
+WORD_MASK, TRUE_MASK = f"{FOCUS}, mask of a word", f"{FOCUS}, true mask"
+CALIBRATED = f"{FOCUS}, calibrated"
+FOCI = {
+    FOCUS: ConceptSettings(mask_source="self-attention"),
+    CALIBRATED: ConceptSettings(mask_source="calibrated self-attention", layer="16x16 decoder", threshold=0.5),
+    WORD_MASK: ConceptSettings(mask_source="masks"),
+    TRUE_MASK: ConceptSettings(mask_source="masks"),
+}
+ALONE = {f"{FOCUS} alone, true mask": ConceptSettings(objective="saliency focus alone", mask_source="masks")}
+# The focus that the claims are about.
+SHIPPED = CALIBRATED
+
+
+@dataclass(frozen=True)
+class World:
+    models: DemoModels
+    judge: Judge
+    negative: list
+
+
+def run(study: Study) -> None:
+    load_part("unet")
+    models = load_demo_models("text")
+    world = World(models, load_judge(weights_path("judge")), encode_texts(models.clip, [""]))
+    study.measure("concepts", 1, partial(_measure, study, world, _rows(study.seeds[0] < SEEDS["held-out"])))
+
+
+def _rows(tuning: bool) -> dict[str, ConceptSettings]:
+    shared = {"init_word": INIT_WORD, "steps": STEPS[-1], "preview_every": 0, "learning_rate": LEARNING_RATE}
+    rows = {name: replace(one, **shared) for name, one in {**BASELINES, **FOCI, **ALONE}.items()}
+    if tuning:
+        for name in ("multi", SHIPPED):
+            rows |= {f"{name}, rate {rate:g}": replace(rows[name], learning_rate=rate) for rate in RATES}
+    return rows
+
+
+def at(row: str, step: int) -> str:
+    return f"{row}, step {step}"
+
+
+def word_mask(models: DemoModels, image: Tensor) -> Tensor:
+    """(1, H, W): where the word `thing` acts in the picture."""
+    scores = saliency_scores(
+        models.model, models.vae, image, "words", clip=models.clip, words=INIT_WORD, layer="16x16 decoder"
+    )
+    return salient_masks(scores, 0.8)[0]
+
+
+def paint_concept(world: World, task: Task, texts: list[list]) -> Tensor:
+    """(texts, CANDIDATES, H, W, 3): the place with each CONDITIONING painted into its mask, before the paste."""
+    models, count = world.models, len(texts)
+    positive = [
+        [
+            torch.cat([text[0][0] for text in texts]),
+            {"pooled_output": torch.cat([text[0][1]["pooled_output"] for text in texts])},
+        ]
+    ]
+    place, mask = task.place.expand(count, -1, -1, -1), task.mask.expand(count, -1, -1)
+    guided = guide_region(models.model, [Region(task.mask)], "null", world.negative[0][0])
+    settings = PaintSettings(
+        steps=PAINT_STEPS, cfg=CFG, seed=task.seed, candidates=CANDIDATES, background="renoised", paste="none"
+    )
+    images, _ = paint(guided, positive, world.negative, models.vae, place, mask, settings)
+    return images.unflatten(0, (CANDIDATES, count)).transpose(0, 1)
+
+
+def _measure(study: Study, world: World, rows: dict[str, ConceptSettings], seeds: list[int]) -> list[Measured]:
+    (seed,) = seeds
+    task = draw_task(seed)
+    likeness = Likeness(world.models, world.judge, task)
+    word = word_mask(world.models, task.reference)
+    for column, picture in (("reference", task.reference), ("its true mask", task.reference_mask), ("word", word)):
+        study.show(seed, column, task.label, picture[0])
+    measured = [Measured(name, seed, likeness.values(picture)) for name, picture in _bounds(world, task).items()]
+    measured.append(Measured("mask of a word", seed, {"IoU": float(overlap(word, task.reference_mask))}))
+    for name, settings in rows.items():
+        masks = {WORD_MASK: word}.get(name, task.reference_mask) if settings.mask_source == "masks" else None
+        texts = _learn(world, task, replace(settings, seed=seed), masks)
+        painted = paint_concept(world, task, list(texts.values()))
+        for step, pictures in zip(texts, painted, strict=True):
+            # The start is the same for every objective of as many tokens.
+            row = at(name, step) if step else f"before training, {1 if name == 'plain' else settings.tokens} tokens"
+            if step or name in ("plain", "multi"):
+                measured.append(Measured(row, seed, likeness.values(pictures)))
+        study.show(seed, name, "", painted[-1, 0])
+    return measured
+
+
+def _learn(world: World, task: Task, settings: ConceptSettings, masks: Tensor | None) -> dict[int, list]:
+    models = world.models
+    return concept_at_steps(models.model, models.clip, models.vae, task.reference, settings, (0, *STEPS), masks)
+
+
+def _bounds(world: World, task: Task) -> dict[str, Tensor]:
+    """What the figures could be at best, and what they are of pictures that show nothing of the subject."""
+    vae = world.models.vae
+    pictures = {
+        "ceiling: the subject in the place, through the VAE": task.truth,
+        "floor: the empty place, through the VAE": task.place,
+        "floor: another subject in the place, through the VAE": task.another,
+    }
+    return {name: decode_picture(vae, encode_picture(vae, one), SIZE, SIZE) for name, one in pictures.items()}
+
+
+LAST = STEPS[-1]
+BY = ("CLIP", "judge")
+CLAIMS: tuple[Claim, ...] = (
+    EachAbove(
+        "focus-over-latent",
+        "Likeness to the subject, by the tiny CLIP and by the judge's features: saliency focus (as shipped) after 150 "
+        "steps above every baseline after 200",
+        tuple(
+            Above("", f"{name}, {by}", at(SHIPPED, 150), at(name, LAST), f"{by} subject", needed=24)
+            for name in BASELINES
+            for by in BY
+        ),
+    ),
+    EachAbove(
+        "focus-leaks-less",
+        "Likeness to the reference's background after equal steps, by both: multi-token inversion above saliency "
+        "focus (as shipped)",
+        tuple(Above("", by, at("multi", LAST), at(SHIPPED, LAST), f"{by} leak", needed=24) for by in BY),
+    ),
+)
+CONTRASTS = (
+    *((at(SHIPPED, 150), at(name, LAST)) for name in BASELINES),
+    *((at(name, LAST), at("multi", LAST)) for name in (*FOCI, *ALONE, "latent", "pixel")),
+    (at(SHIPPED, LAST), at(FOCUS, LAST)),
+    (at(TRUE_MASK, LAST), at(SHIPPED, LAST)),
+)
+
+SUITE = Suite(
+    "concept",
+    seeds=3,
+    full_seeds=24,
+    run=run,
+    claims=CLAIMS,
+    contrasts=CONTRASTS,
+    columns=("reference", "its true mask", "word", *BASELINES, *FOCI, *ALONE),
+)

@@ -1,0 +1,112 @@
+"""What the suite `concept` learns from and paints into, and how like the subject and its background the result is."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn.functional import normalize
+
+from ...demo.judge import Judge
+from ...demo.render import render
+from ...demo.scenes import Scenes
+from ...demo.subjects import draw_things
+from ...demo.tasks import place_masks
+from ...demo.vocabulary import BACKGROUNDS, STYLES
+from ...host.clip_pairs import embed_pictures
+from ...host.demo_world import DemoModels
+from .. import judging
+from ..subjects import scene_of_subject, subject_of
+
+# Numbers of the references' scenes are this far from those of the places.
+REFERENCE_SEEDS = 1_000_000_007
+# In radii of the subject: room around it in which what was behind it would show.
+ROOM = 1.5
+
+
+@dataclass(frozen=True)
+class Task:
+    """One subject. Pictures (1, H, W, 3), masks (1, H, W).
+
+    reference: the subject in its style before its own background. behind: that background without it. place, truth,
+    another: another background in the same style, empty, with the subject, with another subject. around: of the
+    reference what the mask is of the place.
+    """
+
+    seed: int
+    label: str
+    reference: Tensor
+    reference_mask: Tensor
+    around: Tensor
+    behind: Tensor
+    place: Tensor
+    mask: Tensor
+    truth: Tensor
+    another: Tensor
+    background: int
+
+
+def draw_task(seed: int) -> Task:
+    """Styles take turns by seed; the place's background is never the reference's."""
+    style = seed % len(STYLES)
+    reference = _with_subject_of(seed, scene_of_subject(seed + REFERENCE_SEEDS, style))
+    shown = render(reference)
+    own = int(reference.background[0])
+    other = (own + 1 + seed // len(STYLES) % (len(BACKGROUNDS) - 1)) % len(BACKGROUNDS)
+    wanted = scene_of_subject(seed, style, other)
+    return Task(
+        seed=seed,
+        label=f"{STYLES[style]}, from {BACKGROUNDS[own]} to {BACKGROUNDS[other]}",
+        reference=shown.image,
+        reference_mask=shown.masks[:, 0],
+        around=place_masks(reference, ROOM),
+        behind=render(reference.emptied()).image,
+        place=render(wanted.emptied()).image,
+        mask=place_masks(wanted, ROOM),
+        truth=render(wanted).image,
+        another=render(_with_subject_of(seed + 1, wanted)).image,
+        background=own,
+    )
+
+
+def _with_subject_of(seed: int, scene: Scenes) -> Scenes:
+    """The same scene with the seed's subject in the pose of the one that is there."""
+    there, nothing = scene.things
+    subject = draw_things([subject_of(seed)]).posed(there.centre, there.radius, there.angle, there.mirrored)
+    return scene.with_things((subject, nothing), scene.count)
+
+
+class Likeness:
+    """Cosines of pictures with one task's subject and background, by the tiny CLIP and by the judge's features."""
+
+    def __init__(self, models: DemoModels, judge: Judge, task: Task) -> None:
+        self.models, self.judge, self.task = models, judge, task
+        targets = {
+            "subject": (task.truth, task.mask),
+            "reference": (task.reference, task.around),
+            "leak": (task.behind, task.around),
+        }
+        self.targets = {name: self._features(judging.crops_of_masks(*target)) for name, target in targets.items()}
+
+    def _features(self, crops: Tensor) -> dict[str, Tensor]:
+        """{judge of likeness: unit vectors (B, D)}. crops: (B, 3, h, w)."""
+        seen = normalize(self.judge.features(crops), dim=1)
+        return {"CLIP": embed_pictures(self.models.clip_vision, crops.movedim(1, -1)), "judge": seen}
+
+    @torch.no_grad()
+    def values(self, pictures: Sequence[Tensor] | Tensor) -> dict[str, float]:
+        """Means over candidates (B, H, W, 3), of what is in the mask.
+
+        subject: the cosine with the subject in this very place. reference: with the reference's own crop (the paper's
+        CLIP_I). leak: with what is behind the subject in the reference. `background of the reference`: the judge's
+        probability that this is where the crop was taken.
+        """
+        pictures = torch.as_tensor(pictures)
+        crops = judging.crops_of_masks(pictures, self.task.mask.expand(len(pictures), -1, -1))
+        found = {
+            f"{by} {name}": float((vectors @ target[by].T).mean())
+            for by, vectors in self._features(crops).items()
+            for name, target in self.targets.items()
+        }
+        odds = self.judge(crops)["background"].softmax(1)[:, self.task.background]
+        return {**found, "background of the reference": float(odds.mean())}

@@ -1,0 +1,114 @@
+"""The suite `concept`: its tasks, what it measures, and its claims on figures made up."""
+
+import json
+
+import inlay.evaluation as evaluation
+import pytest
+import torch
+from inlay.demo.training.pictures import SEEDS
+from inlay.evaluation.suites import concept, concept_task
+from inlay.training.concept import ConceptSettings
+
+SEED = SEEDS["held-out"]
+
+
+def test_a_task_has_the_subject_before_two_backgrounds():
+    tasks = [concept_task.draw_task(SEED + number) for number in range(8)]
+    assert {task.label.split(",")[0] for task in tasks} == {"photo", "cartoon", "oil", "pencil"}
+    for task in tasks:
+        there, back = task.label.split(", from ")[1].split(" to ")
+        assert there != back
+        thing = task.reference_mask > 0.5
+        changed = (task.reference - task.behind).abs().amax(-1) > 0.05
+        assert changed[thing].float().mean() > 0.6 and (changed & (task.around == 0)).float().mean() < 0.02
+        assert ((task.truth - task.place).abs().amax(-1)[task.mask == 0] > 0.05).float().mean() < 0.05
+        assert not torch.equal(task.truth, task.another)
+
+
+class Blue:
+    """A judge whose features are a crop's mean colour and whose first background is blue."""
+
+    def features(self, crops):
+        return crops.mean((2, 3))
+
+    def __call__(self, crops):
+        blue = crops[:, 2].mean((1, 2))
+        return {"background": torch.stack([20 * blue - 10, *[torch.zeros_like(blue)] * 5], 1)}
+
+
+def test_likeness_is_to_the_subject_the_reference_and_what_is_behind(tiny):
+    task = concept_task.draw_task(SEED)
+    plain = {name: torch.zeros(1, 128, 128, 3) for name in ("red", "green", "blue")}
+    for channel, picture in enumerate(plain.values()):
+        picture[..., channel] = 1
+    made_up = concept_task.Task(
+        **{**vars(task), "truth": plain["red"], "reference": plain["green"], "behind": plain["blue"], "background": 0}
+    )
+    likeness = concept_task.Likeness(tiny, Blue(), made_up)
+    values = likeness.values(torch.cat([plain["red"], plain["red"]]))
+    assert values["judge subject"] == pytest.approx(1) and values["CLIP subject"] == pytest.approx(1, abs=1e-4)
+    assert values["judge reference"] == values["judge leak"] == pytest.approx(0)
+    assert values["background of the reference"] < 0.01
+    half = likeness.values(torch.cat([plain["red"], plain["blue"]]))
+    assert half["judge leak"] == pytest.approx(0.5) and 0.49 < half["background of the reference"] < 0.51
+
+
+def table(**changes):
+    """24 seeds in which saliency focus is better by a little and leaks less; changes: row to likeness."""
+    likeness = {name: 0.5 for name in concept.BASELINES} | {concept.SHIPPED: 0.6} | changes
+    noise = torch.randn(24, generator=torch.Generator().manual_seed(0)) / 100
+
+    def columns(value, leak):
+        names = [f"{by} {what}" for by in concept.BY for what in ("subject", "leak")]
+        shown = {name: leak if "leak" in name else value for name in names}
+        return {
+            name: {seed: one + float(noise[seed]) * (1 + value) for seed in range(24)} for name, one in shown.items()
+        }
+
+    return {
+        concept.at(name, step): columns(value, 0.2 if name == concept.SHIPPED else 0.4)
+        for name, value in likeness.items()
+        for step in concept.STEPS
+    }
+
+
+def judged(measured):
+    return {claim.id: claim.judge(measured)["holds"] for claim in concept.CLAIMS}
+
+
+def test_the_claims():
+    assert judged(table()) == {"focus-over-latent": True, "focus-leaks-less": True}
+    # One better baseline is enough.
+    assert judged(table(latent=0.7))["focus-over-latent"] is False
+    few = {row: {m: dict(list(v.items())[:23]) for m, v in columns.items()} for row, columns in table().items()}
+    assert set(judged(few).values()) == {None}
+    leaky = table()
+    leaky[concept.at(concept.SHIPPED, 200)]["judge leak"] = {seed: 0.9 for seed in range(24)}
+    assert judged(leaky)["focus-leaks-less"] is False
+
+
+def test_rows_differ_in_what_their_name_says():
+    rows = concept._rows(tuning=False)
+    assert all(one.learning_rate == concept.LEARNING_RATE and one.init_word == "thing" for one in rows.values())
+    assert {one.objective for one in rows.values()} == {*concept.BASELINES, "saliency focus", "saliency focus alone"}
+    tuned = set(concept._rows(tuning=True)) - set(rows)
+    assert tuned == {f"{name}, rate {rate:g}" for name in ("multi", concept.SHIPPED) for rate in concept.RATES}
+    assert isinstance(rows[concept.SHIPPED], ConceptSettings) and concept.SHIPPED in concept.FOCI
+
+
+def test_the_suite(random_world, monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(concept, "STEPS", (1, 2))
+    monkeypatch.setattr(concept, "PAINT_STEPS", 1)
+    monkeypatch.setattr(concept, "CANDIDATES", 1)
+    monkeypatch.setattr(concept, "BASELINES", {"multi": ConceptSettings(objective="multi", accumulation=1)})
+    monkeypatch.setattr(concept, "ALONE", {})
+    kept = {name: concept.FOCI[name] for name in (concept.SHIPPED, concept.TRUE_MASK)}
+    monkeypatch.setattr(concept, "FOCI", kept)
+    assert evaluation.main(["concept", "--seeds", "2", "--out", str(tmp_path)]) == 0
+    report = json.loads(capsys.readouterr().out.splitlines()[-1])
+    rows = {row["name"]: row for row in report["rows"]}
+    assert {concept.at(name, step) for name in ("multi", *kept) for step in (1, 2)} <= set(rows)
+    assert rows["before training, 6 tokens"]["n"] == 2
+    ceiling = rows["ceiling: the subject in the place, through the VAE"]
+    assert ceiling["judge subject"]["mean"] != rows[concept.at("multi", 2)]["judge subject"]["mean"]
+    assert [claim["holds"] for claim in report["claims"]] == [None, None]
