@@ -6,6 +6,7 @@ from torch import Tensor
 from ...host import demo_models
 from ..weights import file_hash, load_part, weights_path
 from .clip import clip_pixels
+from .vae import latents_hash
 
 
 class Parts:
@@ -13,11 +14,13 @@ class Parts:
 
     def __init__(self, device: str) -> None:
         self.device = device
-        self.vae_hash, self.clip_hash = (file_hash(weights_path(part)) for part in ("vae", "clip"))
-        # What a UNet stands on: its checkpoint is worth nothing on other latents or texts.
-        self.basis = f"{self.vae_hash} {self.clip_hash}"
+        autoencoder = load_part("vae")
+        # What a UNet stands on: its checkpoint is worth nothing on other latents or texts. Decoders may change.
+        self.latents_hash = latents_hash(autoencoder)
+        self.clip_hash = file_hash(weights_path("clip"))
+        self.basis = f"{self.latents_hash} {self.clip_hash}"
         self.vae = demo_models.build_autoencoder()
-        self.vae.load_state_dict(load_part("vae"))
+        self.vae.load_state_dict(autoencoder)
         text, vision = demo_models.split_clip(load_part("clip"))
         self.text = demo_models.build_bare_text_encoder()
         self.text.load_state_dict(text)

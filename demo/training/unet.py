@@ -85,7 +85,7 @@ def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[
 
 def train_unet(folder: Path, device: str, steps: int, scenes: int, warm_start: dict[str, Tensor] | None = None) -> Run:
     parts = Parts(device)
-    latents, captions = prepare_latents(parts, scenes, folder / f"latents-{parts.vae_hash[:12]}.pt", device)
+    latents, captions = prepare_latents(parts, scenes, folder / f"latents-{parts.latents_hash[:12]}.pt", device)
     parts.remember(["", *(text for texts in captions for text in texts)])
     model = Denoiser(4, seed=7).to(device)
     run = Run("unet", folder, model, steps, 8e-4, decay=0.998, warm_start=warm_start, basis=parts.basis)

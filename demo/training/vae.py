@@ -88,8 +88,7 @@ def train_decoder(folder: Path, device: str, steps: int) -> Run:
     """The committed autoencoder's decoder alone: its latents, and with them the UNets, stay as they are."""
     model = Autoencoder(decoder_only=True).to(device)
     state = {f"net.{key}": value for key, value in load_part("vae").items()}
-    latents = tensors_hash({key: value for key, value in state.items() if is_encoder(key)})
-    run = Run("decoder", folder, model, steps, 6e-4, warm_start=state, tag=latents[:12])
+    run = Run("decoder", folder, model, steps, 6e-4, warm_start=state, tag=latents_hash(state)[:12])
     _train(run, device, SEEDS["decoder"])
     return run
 
@@ -97,6 +96,10 @@ def train_decoder(folder: Path, device: str, steps: int) -> Run:
 def is_encoder(name: str) -> bool:
     """Whether latents depend on this tensor."""
     return name.removeprefix("net.").startswith(("encoder.", "quant_conv."))
+
+
+def latents_hash(state: dict[str, Tensor]) -> str:
+    return tensors_hash({name.removeprefix("net."): value for name, value in state.items() if is_encoder(name)})
 
 
 def _train(run: Run, device: str, seed: int) -> None:
