@@ -73,7 +73,8 @@ def train_inpaint(
     folder: Path, device: str, steps: int, scenes: int, warm_start: dict[str, Tensor] | None = None
 ) -> Run:
     parts = Parts(device)
-    data = prepare(parts, scenes, folder / f"inpaint-{scenes}-{parts.latents_hash[:12]}-{parts.clip_hash[:12]}.pt", device)
+    stored = f"inpaint-{scenes}-{parts.latents_hash[:12]}-{parts.clip_hash[:12]}.pt"
+    data = prepare(parts, scenes, folder / stored, device)
     model = ReferenceInpainter()
     model.from_text_unet(load_part("unet"))
     run = Run("inpaint", folder, model.to(device), steps, 6e-4, warm_start=warm_start, basis=parts.basis)
