@@ -54,10 +54,14 @@ def approximate_decoder(latent_format: comfy.latent_formats.LatentFormat) -> Dec
     files = [file for file in folder_paths.get_filename_list("vae_approx") if name and file.startswith(name)]
     if not files or latent_format.latent_channels not in (4, 16):
         return None
-    device = comfy.model_management.get_torch_device()
     path = folder_paths.get_full_path_or_raise("vae_approx", files[0])
     with torch.inference_mode(False):
         net = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
         net.requires_grad_(False)
+    return decoder_of_taesd(net)
+
+
+def decoder_of_taesd(net: comfy.taesd.taesd.TAESD) -> Decoder:
+    device = comfy.model_management.get_torch_device()
     patcher = comfy.model_patcher.ModelPatcher(net, device, comfy.model_management.unet_offload_device())
     return Decoder(patcher, lambda latent: net.decode(latent.to(device, torch.float32)))

@@ -70,9 +70,23 @@ def guide_by_style(
     decoder = full if options.mode == "exact" else approximate_decoder(latent_format) or full
     extractor = _extractor(vae, full.patcher, vision, options)
     place = None if mask is None else Place(vae, mask, None)
+    return guide_through(
+        model, decoder, extractor, style_target(extractor, style, mask, options.region), place, options
+    )
+
+
+def guide_through(
+    model: ModelPatcher,
+    decoder: Decoder,
+    extractor: Extractor,
+    loss: StyleLoss,
+    place: Place | None,
+    options: StyleOptions,
+) -> ModelPatcher:
+    """guide_by_style with its parts given. loss: reads its features by the extractor."""
     guidance = Guidance(
         name="Guide by style",
-        loss=DecodedStyle(decoder, style_target(extractor, style, mask, options.region), place),
+        loss=DecodedStyle(decoder, loss, place),
         strength=options.strength,
         raw_move=_raw_move(options.mode) if options.strength_unit == "raw" else None,
         mode=options.mode,

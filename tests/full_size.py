@@ -1,6 +1,6 @@
-"""UNets of SD1.5, SD2.1-v and SDXL at their full width, random weights, out of ComfyUI's own classes.
+"""UNets of SD1.5, SD2.1-v and SDXL at their full width, SD's VAE and TAESD, random weights, ComfyUI's own classes.
 
-Each builder takes `depth`: at most so many residual blocks a level, and transformer blocks each (None: all of them).
+Each UNet's builder takes `depth`: at most so many residual blocks a level, and transformer blocks each (None: all).
 Millions of parameters (bf16: two bytes each) with all and with depth 1: SD1.5 860 and 579, SD2.1 866 and 583,
 SDXL 2567 and 436 (899 with depth 2).
 """
@@ -86,6 +86,31 @@ def sdxl(depth: int | None = None, dtype: torch.dtype = torch.bfloat16):
 
     config = {"use_linear_in_transformer": True, "context_dim": 2048, "num_classes": "sequential"}
     return _build(SDXL, [0, 2, 10], 10, 2, depth, dtype, ModelType.EPS, adm_in_channels=2816, **config)
+
+
+def sd_vae(dtype: torch.dtype = torch.float32):
+    """The VAE of SD1.x as the host's object: 84 million parameters."""
+    import comfy.ldm.models.autoencoder
+    import comfy.sd
+
+    shape = {"z_channels": 4, "resolution": 256, "in_channels": 3, "out_ch": 3, "ch": 128, "ch_mult": [1, 2, 4, 4]}
+    shape = {**shape, "double_z": True, "num_res_blocks": 2, "attn_resolutions": [], "dropout": 0.0}
+    net = comfy.ldm.models.autoencoder.AutoencoderKL(ddconfig=dict(shape), embed_dim=4)
+    _fill(net, seed=1)
+    config = {"params": {"ddconfig": dict(shape), "embed_dim": 4}}
+    vae = comfy.sd.VAE(sd=net.state_dict(), config=config, dtype=dtype)
+    vae.first_stage_model.requires_grad_(False)
+    return vae
+
+
+def taesd():
+    """SD's small preview decoder, as the host's object."""
+    import comfy.taesd.taesd
+
+    net = comfy.taesd.taesd.TAESD(None, None, latent_channels=4)
+    # Not the whole: its scale is a parameter too.
+    _fill(net.taesd_decoder, seed=2)
+    return net.requires_grad_(False)
 
 
 def conditioning(width: int, seed: int = 0, length: int = 77) -> list:

@@ -30,16 +30,20 @@ from ...host.demo_world import DemoModels, load_demo_models
 from ...host.generate import encode_texts
 from ...host.inversion import invert_image
 from ...host.ranking import look_inside
-from ...training.concept import ConceptSettings
 from .. import judging, spin_parts
 from ..claims import Above, Claim, EachAbove, Floor
 from ..records import Measured
 from ..spin_parts import Canvas, through_vae
 from ..study import Study, Suite
 from . import spin_jobs as jobs
+from .concept import FOCI, INIT_WORD, LEARNING_RATE, STEPS
+from .concept import SHIPPED as SHIPPED_FOCUS
 from .spin_values import Scene, World, diversity, mean, score_name, values_of
 
-CONCEPT = ConceptSettings(preview_every=0)
+# As suite `concept` found it on its tuning seeds.
+CONCEPT = replace(
+    FOCI[SHIPPED_FOCUS], init_word=INIT_WORD, learning_rate=LEARNING_RATE, steps=STEPS[-1], preview_every=0
+)
 SELECTED = "best of 4"
 IMAGE_NEEDED = 48
 NAME = "inlay-evaluation"
@@ -194,7 +198,7 @@ CONTRASTS = (
 
 SUITE = Suite(
     "spin",
-    seeds=6,
+    seeds=8,
     full_seeds=64,
     run=run,
     claims=CLAIMS,

@@ -121,7 +121,7 @@ def text_jobs(canvas: Canvas, text: str) -> Jobs:
             paste="none",
         )
         parts = BlendModels(models.model, models.clip, models.vae, models.clip_vision)
-        told = BlendTexts(text, condition=False, negative=canvas.empty)
+        told = BlendTexts(text, condition=False)
         return blend_pictures(parts, canvas.image, canvas.mask, told, settings, ALONE)[0]
 
     def by_the_host() -> Tensor:
