@@ -35,6 +35,11 @@ def renoised(clean: Tensor, noise: CandidateNoise) -> Level:
     return at
 
 
+def fixed(clean: Tensor, noise: Tensor) -> Level:
+    """The host's own inpainting: the same noise at every level. clean, noise: (B, C, h, w)."""
+    return lambda sigma: clean + sigma * noise
+
+
 def blend(x: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     """mask * x + (1 - mask) * outside. mask: (B or 1, 1, h, w), soft or not; exact where it is 0 or 1."""
     return mask * x + (1 - mask) * outside

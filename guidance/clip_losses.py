@@ -58,6 +58,9 @@ def background_loss(
 
 
 def clip_distance(embeddings: Tensor, targets: Tensor, distance: str) -> Tensor:
-    """Mean over copies and targets. embeddings: (N, B, D), targets: (K, D), all unit. distance: a key of DISTANCES."""
+    """Mean over copies and targets. distance: a key of DISTANCES.
+
+    embeddings: (N, B, D). targets: (K, D), or (B, K, D) for each sample its own; all unit.
+    """
     values = DISTANCES[distance](embeddings[:, :, None], targets)
     return torch.mean(values, (0, 2))

@@ -5,11 +5,16 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import avg_pool1d, pad
+
+from .masks import dilate, erode
 
 SIDES = ("left", "right", "top", "bottom")
 STRIPS = 4
 CELL = 8
+BAND = 4
+SMOOTH = 17
+LARGEST_MATCH = 0.15
 
 
 @dataclass(frozen=True)
@@ -68,3 +73,47 @@ def place_at(picture: Tensor, side: str, edit: Edit) -> Tensor:
     mask = torch.zeros(1, *picture.shape[1:3])
     outermost(mask, side, edit.masked).fill_(1)
     return mask
+
+
+def match_seam(painted: Tensor, window: Tensor, side: str, masked: int) -> Tensor:
+    """The painted window with its colours led up to those that the window has just inside the seam.
+
+    painted, window: (B, H, W, C). masked: pixels at the side that are painted. What differs between the BAND pixels on
+    both sides of the seam, smoothed along it and at most LARGEST_MATCH, is added at the seam and fades towards the far
+    edge. Nothing changes outside the painted pixels.
+    """
+    flipped = side in ("left", "top")
+    dim = 2 if side in ("left", "right") else 1
+    old, new = (it.movedim(dim, 1) for it in (window, painted))
+    if flipped:
+        old, new = old.flip(1), new.flip(1)
+    seam = new.shape[1] - masked
+    band = min(BAND, masked, seam)
+    jump = old[:, seam - band : seam].mean(1) - new[:, seam : seam + band].mean(1)
+    for _ in range(2):
+        jump = avg_pool1d(jump.mT, SMOOTH, 1, SMOOTH // 2, count_include_pad=False).mT
+    far = (torch.arange(masked, dtype=new.dtype, device=new.device) + 0.5) / masked
+    fade = 1 - far * far * (3 - 2 * far)
+    moved = new.clone()
+    moved[:, seam:] += fade[:, None, None] * jump.clamp(-LARGEST_MATCH, LARGEST_MATCH)[:, None]
+    return (moved.flip(1) if flipped else moved).movedim(1, dim).clamp(0, 1)
+
+
+def seam_excess(picture: Tensor, new: Tensor) -> Tensor:
+    """How much larger, in 255ths, the step into the new area is than the steps beside it: (B,), about 0 for no seam.
+
+    picture: (B, H, W, C) in [0, 1]. new: (B, H, W), 1 = new.
+    """
+    beside = [_border_step(picture, dilate(new, 1)), _border_step(picture, erode(new, 1))]
+    return 255 * (_border_step(picture, new) - torch.stack(beside).mean(0))
+
+
+def _border_step(picture: Tensor, mask: Tensor) -> Tensor:
+    """The mean step between neighbours of which one is in the mask and one is not, (B,); 0 without any."""
+    inside = mask > 0
+    total = count = picture.new_zeros(len(picture))
+    for dim in (1, 2):
+        across = inside.diff(dim=dim).to(picture)
+        total = total + (picture.diff(dim=dim).abs().mean(-1) * across).flatten(1).sum(1)
+        count = count + across.flatten(1).sum(1)
+    return total / count.clamp(min=1)

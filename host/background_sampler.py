@@ -8,7 +8,7 @@ import comfy.samplers
 import torch
 from torch import Tensor
 
-from ..guidance.background import blend, inverted, mask_cells, renoised
+from ..guidance.background import blend, fixed, inverted, mask_cells, renoised
 from ..guidance.masks import progressive_masks
 from ..guidance.noise import CandidateNoise
 from ..guidance.samplers import sample
@@ -96,7 +96,7 @@ class _Plan:
             mask = torch.minimum(mask, extra_args["denoise_mask"])
         if self.progressive:
             extra_args = _widening(extra_args, sigmas, self.progressive)
-        if self.background == "fixed":
+        if self.background == "fixed" and self.level_offset == 0:
             return self._with_host_mask(model, x, mask, sigmas, extra_args, callback, disable)
         kept = self._kept(model, x, mask, sigmas, extra_args)
         run = (sigmas, {**extra_args, "denoise_mask": None}, callback, disable)
@@ -108,9 +108,7 @@ class _Plan:
         self, model: HostModel, x: Tensor, mask: Tensor, sigmas: Tensor, extra_args: dict, *run: object
     ) -> Tensor:
         model.latent_image = self._clean(model, x)
-        # A sampler started without noise has none to put outside: the host would show the model a clean background.
-        if not model.noise.any():
-            model.noise = self._noise(x, extra_args).draw(x, "fixed", 0)
+        model.noise = self._one_noise(model, x, extra_args)
         return self._steps(model, x, sigmas, {**extra_args, "denoise_mask": mask}, *run)
 
     def _steps(
@@ -156,9 +154,16 @@ class _Plan:
             clean, at = _fit_rows(self.trajectory.clean.to(x), x, "trajectory"), inverted(self.trajectory, x)
         else:
             clean = self._clean(model, x).expand_as(x)
-            at = renoised(clean, self._noise(x, extra_args))
+            if self.background == "fixed":
+                at = fixed(clean, self._one_noise(model, x, extra_args))
+            else:
+                at = renoised(clean, self._noise(x, extra_args))
         shape_mask = extra_args.get("model_options", {}).get("denoise_mask_function")
         return _Kept(at, clean, mask, model.inner_model, sigmas, shape_mask, self.level_offset)
+
+    def _one_noise(self, model: HostModel, x: Tensor, extra_args: Mapping) -> Tensor:
+        # A sampler started without noise has none to put outside: the host would show the model a clean background.
+        return model.noise if model.noise.any() else self._noise(x, extra_args).draw(x, "fixed", 0)
 
     def _clean(self, model: HostModel, x: Tensor) -> Tensor:
         return _fit_rows(model.inner_model.inner_model.process_latent_in(self.latent.to(x)), x, "background")

@@ -11,6 +11,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.masks import fit_mask, require_region
+from ..guidance.paste import fill_smoothly
 from .clip_guidance_patch import ClipOptions, guide_by_clip
 from .painting import PaintSettings, paint
 from .ranking import rank_pictures, score_pictures
@@ -64,9 +65,10 @@ def blend_pictures(
     """The best `keep` candidates (0: all), best first, and their scores; of a batch, picture after picture.
 
     image: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W), 1 = generate, neither empty nor full. Without a text there is
-    no guidance, the candidates stay in their order and the scores are NaN. A model that is told nothing runs at cfg 1.
-    The same, bit for bit, as guide_by_clip, paint and score_pictures one after another. Raises ValueError for what is
-    wrong before anything is painted.
+    no guidance, the surroundings stand in the mask at the start (see without_the_thing), the candidates stay in their
+    order and the scores are NaN. A model that is told nothing, not even what to avoid, runs at cfg 1. The same, bit for
+    bit, as guide_by_clip, paint and score_pictures one after another. Raises ValueError for what is wrong before
+    anything is painted.
     """
     if models.clip is None:
         raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
@@ -83,13 +85,16 @@ def blend_pictures(
     background = image if settings.background == "none" else None
     parts = models.model, models.vae, models.clip, models.vision
     guided = guide_by_clip(*parts, texts.text, None, mask, background, options)
-    empty = encode_text(models.clip, "") if texts.negative is None else texts.negative
+    positive = negative = encode_text(models.clip, "")
+    if texts.negative is not None:
+        negative = texts.negative
     if texts.condition and (texts.positive is not None or told):
         positive = encode_text(models.clip, texts.text) if texts.positive is None else texts.positive
-    else:
+    elif texts.negative is None:
         # Both halves of classifier-free guidance would be the same.
-        positive, settings = empty, replace(settings, cfg=1.0)
-    images, _ = paint(guided, positive, empty, models.vae, image, mask, settings, sigmas=sigmas)
+        settings = replace(settings, cfg=1.0)
+    shown = image if told or texts.positive is not None else without_the_thing(image, mask)
+    images, _ = paint(guided, positive, negative, models.vae, shown, mask, settings, sigmas=sigmas)
     if not told:
         logger.info("There is no text to rank the candidates by: they stay in their order, with scores that are NaN.")
         scores = torch.full((len(images),), math.nan)
@@ -97,6 +102,17 @@ def blend_pictures(
         places = mask.repeat(settings.candidates, 1, 1) if len(mask) > 1 else mask
         scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
     return best_of_each(images, scores, len(images) // settings.candidates, keep)
+
+
+def without_the_thing(image: Tensor, mask: Tensor) -> Tensor:
+    """The pictures with their surroundings continued smoothly into the mask, and unchanged outside it.
+
+    A start below the highest level keeps something of what stands in the mask: of this, what is around it. image:
+    (B, H, W, 3). mask: (B or 1, H, W).
+    """
+    image = image[..., :3].float()
+    known = (mask == 0).to(image).expand(len(image), -1, -1)
+    return fill_smoothly(image, known)
 
 
 def best_of_each(images: Tensor, scores: Tensor, pictures: int, keep: int) -> tuple[Tensor, list[float]]:

@@ -64,14 +64,20 @@ def guide_by_clip(
     targets = clip_targets(clip, vision, text, reference)
     if targets is None:
         return model.clone()
-    if options.background_weight > 0 and image is None:
-        raise ValueError("The background loss needs the picture. Connect it at image, or set background_weight to 0.")
-    latent_format = model.model.latent_format
-    decoder = full_decoder(vae, latent_format)
-    if options.mode == "fast":
-        decoder = approximate_decoder(latent_format) or decoder
-    eye = static_patcher(vision.patcher)
-    loss = ClipLoss(vision, eye, decoder, targets, Place(vae, mask, image), _perceptual(options), options)
+    return guide_to_targets(model, vae, vision, targets, mask, image, options)
+
+
+def guide_to_targets(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    vision: comfy.clip_vision.ClipVisionModel,
+    targets: Tensor,
+    mask: Tensor,
+    image: Tensor | None,
+    options: ClipOptions,
+) -> ModelPatcher:
+    """The same towards unit embeddings: (K, D), which every sample follows, or (B, K, D), each sample its own."""
+    loss = clip_loss(model, vae, vision, targets, mask, image, options)
     guidance = Guidance(
         name="Guide by CLIP",
         loss=loss,
@@ -80,9 +86,29 @@ def guide_by_clip(
         mode=options.mode,
         start_percent=options.start_percent,
         end_percent=options.end_percent,
-        patchers=(decoder.patcher, eye),
+        patchers=(loss.decoder.patcher, loss.eye),
     )
     return guide(model, guidance)
+
+
+def clip_loss(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    vision: comfy.clip_vision.ClipVisionModel,
+    targets: Tensor,
+    mask: Tensor,
+    image: Tensor | None,
+    options: ClipOptions,
+) -> "ClipLoss":
+    """The loss that guide_to_targets follows. Raises ValueError for a background weight without the picture."""
+    if options.background_weight > 0 and image is None:
+        raise ValueError("The background loss needs the picture. Connect it at image, or set background_weight to 0.")
+    latent_format = model.model.latent_format
+    decoder = full_decoder(vae, latent_format)
+    if options.mode == "fast":
+        decoder = approximate_decoder(latent_format) or decoder
+    eye = static_patcher(vision.patcher)
+    return ClipLoss(vision, eye, decoder, targets, Place(vae, mask, image), _perceptual(options), options)
 
 
 def clip_targets(

@@ -10,7 +10,8 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..guidance.extrapolation import SIDES, grow, grow_mask, outermost, place_at, plan_side
+from ..guidance.extrapolation import SIDES, grow, grow_mask, match_seam, outermost, place_at, plan_side
+from ..guidance.paste import paste_back
 from .cancelled import keep_pictures
 from .clip_guidance_patch import ClipOptions, guide_by_clip
 from .painting import PaintSettings, paint
@@ -23,7 +24,7 @@ LARGEST = 8192
 class ExtrapolateSettings:
     """first_level, last_level: where an extent's first and last strip start, 0 to 1. clean_up: the level of the pass
     over all of them, 0 for none. sampler, scheduler: as in PaintSettings. feather: pixels, inside the new area.
-    strength: of the guidance by CLIP, normalised.
+    strength: of the guidance by CLIP, normalised. match_colour: lead each strip's colours up to those it continues.
     """
 
     steps: int = 30
@@ -36,6 +37,7 @@ class ExtrapolateSettings:
     scheduler: str = "normal"
     feather: int = 4
     strength: float = 0.1
+    match_colour: bool = True
 
 
 @torch.no_grad()
@@ -81,8 +83,12 @@ def extrapolate(
                     guided = guide_by_clip(model, vae, clip, vision, text, None, place, None, options)
                 job = _job(settings, edit.level, done)
                 painted, _ = paint(guided, texts[text], texts[negative], vae, window, place, job)
+                painted = painted.to(window)
+                if settings.match_colour:
+                    painted = match_seam(painted, window, side, edit.masked)
+                pasted = paste_back(window, painted, place.expand(len(window), -1, -1), settings.feather)
                 canvas = canvas.clone()
-                outermost(canvas, side, edit.window).copy_(painted)
+                outermost(canvas, side, edit.window).copy_(pasted)
                 done += 1
     except comfy.model_management.InterruptProcessingException:
         keep_pictures(canvas, "inlay_cancelled", done, total)
@@ -99,8 +105,7 @@ def _job(settings: ExtrapolateSettings, level: float, number: int) -> PaintSetti
         sampler=settings.sampler,
         scheduler=settings.scheduler,
         denoise=level,
-        paste="feather",
-        feather=settings.feather,
+        paste="none",
     )
 
 

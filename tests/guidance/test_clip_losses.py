@@ -37,6 +37,9 @@ def test_the_clip_distance_is_the_mean_over_copies_and_targets(name):
         each = [clip_losses.DISTANCES[name](copies[n, sample], t) for n in range(3) for t in targets]
         torch.testing.assert_close(values[sample], torch.stack(each).mean())
     assert torch.autograd.gradcheck(lambda x: clip_losses.clip_distance(x, targets, name), copies)
+    own = torch.stack([targets[:2], targets[2:]])
+    alone = [clip_losses.clip_distance(copies[:, [row]], own[row], name)[0] for row in range(2)]
+    torch.testing.assert_close(clip_losses.clip_distance(copies, own, name), torch.stack(alone))
 
 
 def test_range_and_background():

@@ -2,7 +2,18 @@
 
 import pytest
 import torch
-from inlay.guidance.extrapolation import SIDES, Edit, grow, grow_mask, outermost, place_at, plan_side
+from inlay.guidance.extrapolation import (
+    LARGEST_MATCH,
+    SIDES,
+    Edit,
+    grow,
+    grow_mask,
+    match_seam,
+    outermost,
+    place_at,
+    plan_side,
+    seam_excess,
+)
 
 
 def test_a_whole_extent_is_four_strips_and_a_clean_up():
@@ -60,3 +71,26 @@ def test_a_window_is_a_view_with_the_place_at_its_side(side):
     window.fill_(1)
     assert int(picture.sum()) == window.numel()
     assert outermost(picture, side, 99).shape == picture.shape
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_seam_is_matched_and_the_far_edge_kept(side):
+    window = torch.full((2, 40, 44, 3), 0.5)
+    painted, mask = window.clone(), torch.zeros(2, 40, 44)
+    outermost(mask, side, 16).fill_(1)
+    for picture, cast in enumerate((0.1, -0.4)):
+        painted[picture][mask[picture] > 0] = 0.5 + cast
+    matched = match_seam(painted, window, side, 16)
+    assert torch.equal(matched[mask == 0], painted[mask == 0])
+    found = [seam_excess(it, mask) for it in (window, painted, matched)]
+    assert found[0].abs().max() == 0
+    torch.testing.assert_close(found[1], torch.tensor([25.5, 102.0]))
+    assert found[2][0] < 1 and found[2][1] == pytest.approx(255 * (0.4 - LARGEST_MATCH), rel=0.05)
+    assert (outermost(matched, side, 1) - outermost(painted, side, 1)).abs().max() < 0.01
+
+
+def test_a_ramp_has_no_seam():
+    ramp = torch.linspace(0, 1, 40).view(1, 1, -1, 1).expand(1, 30, -1, 3)
+    mask = torch.zeros(1, 30, 40)
+    mask[:, :, 25:] = 1
+    assert seam_excess(ramp, mask).abs().max() < 1e-3

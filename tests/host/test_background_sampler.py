@@ -136,6 +136,13 @@ def test_the_official_off_by_one_can_be_had_for_comparison(tiny, paint, latent, 
     for (_, x), late in zip(seen[1:], LEVELS.tolist(), strict=False):
         assert torch.equal(x[outside], trajectory.at(late)[outside])
     assert torch.equal(ours[outside], (latent * 0.18215 / 0.18215)[outside])
+    # The fixed background has one noise, at whichever level.
+    seen = []
+    paint(background_sampler("fixed", latent, mask, level_offset=1), model=recorded(tiny.model, seen))
+    clean = latent * 0.18215
+    noises = [((x - clean) / late)[outside] for (_, x), late in zip(seen[1:], LEVELS.tolist(), strict=False)]
+    assert noises[0].std() > 0.5
+    torch.testing.assert_close(noises[0], noises[1], rtol=1e-3, atol=1e-3)
 
 
 def test_partial_denoise_starts_in_the_middle_of_the_path(tiny, paint, latent, mask, cells, trajectory):

@@ -7,6 +7,7 @@ import comfy.model_management
 import pytest
 import torch
 from inlay.host import decoder_tuning, painting
+from inlay.host.blending import without_the_thing
 from inlay.host.decoder_tuning import decode_tuned
 from inlay.host.painting import PaintSettings, paint
 from inlay.host.pictures import decode_picture, encode_picture
@@ -71,9 +72,27 @@ def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition
 def test_an_empty_text_removes_and_does_not_rank(tiny, encode, blend):
     images, scores = blend(text=" ", strength=50.0)
     settings = PaintSettings(2, 1.0, 3, 2, "renoised", "ddpm", denoise=0.75, paste="exact")
-    want, _ = paint(tiny.model, encode(""), encode(""), tiny.vae, IMAGE, MASK, settings)
+    bare = without_the_thing(IMAGE, MASK)
+    want, _ = paint(tiny.model, encode(""), encode(""), tiny.vae, bare, MASK, settings)
     assert torch.equal(images, want) and all(math.isnan(score) for score in scores)
+    assert all(torch.equal(image[OUTSIDE], IMAGE[0][OUTSIDE]) for image in images)
     assert len(blend(text="", candidates=50, keep=1)[0]) == 1
+
+
+def test_a_removal_sees_nothing_of_what_stood_there(blend):
+    other = torch.where(MASK[..., None] > 0, 1 - IMAGE, IMAGE)
+    inside = without_the_thing(IMAGE, MASK)[0][~OUTSIDE]
+    assert torch.equal(without_the_thing(IMAGE, MASK)[0][OUTSIDE], IMAGE[0][OUTSIDE])
+    assert inside.amin() >= IMAGE[0][OUTSIDE].amin() and inside.amax() <= IMAGE[0][OUTSIDE].amax()
+    assert torch.equal(blend(text="", keep=1)[0], blend(text="", keep=1, image=other)[0])
+
+
+def test_a_removal_avoids_what_negative_says(tiny, encode, blend):
+    images, _ = blend(text="", negative=encode("a green square"), cfg=4.0)
+    settings = PaintSettings(2, 4.0, 3, 2, "renoised", "ddpm", denoise=0.75, paste="exact")
+    bare = without_the_thing(IMAGE, MASK)
+    want, _ = paint(tiny.model, encode(""), encode("a green square"), tiny.vae, bare, MASK, settings)
+    assert torch.equal(images, want)
 
 
 def test_a_conditioning_of_the_users_own_is_what_the_model_is_told(encode, blend):
