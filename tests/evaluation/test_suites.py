@@ -89,7 +89,7 @@ def test_every_suite_is_one_file_that_defines_itself():
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["colour"], "There is no suite 'colour': choose one of demo-models, text-paint, all."),
+        (["colour"], f"There is no suite 'colour': choose one of {', '.join([*MODULES, 'all'])}."),
         (["text-paint", "--seeds", "1"], "--seeds must be at least 2"),
         (["text-paint", "--full", "--tuning"], "leave out --tuning"),
     ],
