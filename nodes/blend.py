@@ -4,7 +4,7 @@ from comfy_api.latest import io
 
 from ..host.blending import ALGORITHMS, BlendModels, BlendTexts, blend_pictures, blend_settings
 from ..host.clip_guidance_patch import ClipOptions
-from ..host.painting import SCHEDULER_NAMES
+from ..host.paint_settings import SCHEDULER_NAMES
 from .clip_guidance import ClipGuidance
 from .paint import Paint
 

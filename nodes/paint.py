@@ -1,8 +1,10 @@
 from comfy_api.latest import io
 
 from ..guidance.paste import COLOUR_MATCHES
+from ..guidance.start import STARTS
 from ..host.background_sampler import BACKGROUNDS
-from ..host.painting import PASTES, SAMPLER_NAMES, SCHEDULER_NAMES, PaintSettings, paint
+from ..host.paint_settings import PASTES, SAMPLER_NAMES, SCHEDULER_NAMES, PaintSettings
+from ..host.painting import paint
 from .sockets import Trajectory
 
 
@@ -160,6 +162,16 @@ class Paint(io.ComfyNode):
                     advanced=True,
                     tooltip="For thin masks: they start this many latent cells wider on each side and shrink to "
                     "themselves. 0 is off. Not for background `none`.",
+                ),
+                io.Combo.Input(
+                    "start",
+                    options=list(STARTS),
+                    default="surroundings",
+                    optional=True,
+                    advanced=True,
+                    tooltip="What lies under the first noise in the mask, where sampling begins at the highest level. "
+                    "surroundings: their colours, continued into the mask. noise: nothing. picture: what was there, "
+                    "as the host does it.",
                 ),
             ],
             outputs=[

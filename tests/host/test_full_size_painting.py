@@ -1,4 +1,4 @@
-"""The paint job through UNets of full width, random weights, one step on the smallest latents."""
+"""Inversion, region guidance and the paint job through UNets of full width, random weights, one step, small latents."""
 
 import gc
 import importlib.util
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from inlay.host.painting import PaintSettings, paint
+from inlay.host.region_patches import Region, guide_region
 
 pytestmark = pytest.mark.full_size
 
@@ -26,10 +27,13 @@ def test_one_step_leaves_the_background(tiny, name, background):
     mask[:, 20:40, 24:50] = 1
     texts = full_size.conditioning(WIDTHS[name], 1), full_size.conditioning(WIDTHS[name], 2)
     settings = PaintSettings(steps=1, inversion_steps=1, background=background, candidates=2, at_once=1)
-    images, latent = paint(model, *texts, tiny.vae, image, mask, settings)
+    guided = guide_region(model, [Region(mask)], "null", texts[1][0][0])
+    images, latent = paint(guided, *texts, tiny.vae, image, mask, settings)
     assert latent["samples"].isfinite().all()
+    _, plain = paint(model, *texts, tiny.vae, image, mask, settings)
+    assert not torch.equal(plain["samples"], latent["samples"])
     for painted in images:
         assert torch.equal(painted[mask[0] == 0], image[0][mask[0] == 0])
         assert (painted - image[0])[mask[0] == 1].abs().mean() > 0.01
-    del model
+    del model, guided
     gc.collect()

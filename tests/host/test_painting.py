@@ -11,7 +11,9 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from inlay.host import candidates, painting
+from inlay.guidance.start import STARTS, start_latent
+from inlay.host import candidates
+from inlay.host.candidate_run import CandidateRun
 from inlay.host.inpaint_channels import inpaint_channels
 from inlay.host.inversion import invert_image
 from inlay.host.painting import PaintSettings, paint
@@ -96,6 +98,35 @@ def test_the_fixed_background_is_the_hosts_noise_mask(job, tiny, encode):
     assert (ours["samples"] - want).norm() < 1e-5 * want.norm()
 
 
+def test_from_the_highest_level_with_the_picture_under_the_noise_it_still_is(job, tiny, encode):
+    settings = replace(FEW, background="fixed", sampler="euler", start="picture")
+    latent = tiny.vae.encode(scene())
+    mask = torch.nn.functional.max_pool2d(box()[:, None], 8)
+    want = comfy.sample.sample(
+        tiny.model, comfy.sample.prepare_noise(latent, 7), 2, 5.0, "euler", "normal", encode("a red star on a beach"),
+        encode(""), latent, noise_mask=mask, disable_pbar=True, seed=7,
+    )  # fmt: skip
+    assert (job(settings)[1]["samples"] - want).norm() < 1e-5 * want.norm()
+
+
+@pytest.mark.parametrize("start", STARTS)
+def test_what_the_model_first_reads_in_the_mask(job, tiny, start):
+    first = []
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, call: first.append(call["input"]) or apply(call["input"], call["timestep"], **call["c"])
+    )
+    job(replace(FEW, background="fixed", start=start), model=model)
+    clean = tiny.model.model.process_latent_in(tiny.vae.encode(scene()))
+    cells = torch.nn.functional.max_pool2d(box()[:, None], 8)
+    under = start_latent(start, clean, cells)
+    # The host makes the whole variance noise where sampling begins at the highest level.
+    sigma = tiny.model.get_model_object("model_sampling").sigma_max
+    want = comfy.sample.prepare_noise(clean, 7) * (1 + sigma**2).sqrt() + under
+    inside = cells.expand_as(want) > 0
+    assert torch.allclose(first[0][:1][inside], want[inside], atol=1e-4)
+
+
 @pytest.mark.parametrize("background", ["inverted", "renoised", "fixed"])
 def test_outside_the_latent_ends_as_the_pictures_own(job, tiny, background):
     _, latent = job(replace(FEW, background=background))
@@ -128,7 +159,7 @@ def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
     settings = replace(FEW, candidates=4)
     want = job(settings)[1]["samples"]
     sizes = []
-    sample = painting._Job._sample
+    sample = CandidateRun._sample
 
     def scarce(self, noise, first, last):
         sizes.append(last - first)
@@ -136,7 +167,7 @@ def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
             raise comfy.model_management.OOM_EXCEPTION("no")
         return sample(self, noise, first, last)
 
-    monkeypatch.setattr(painting._Job, "_sample", scarce)
+    monkeypatch.setattr(CandidateRun, "_sample", scarce)
     got = job(settings)[1]["samples"]
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
