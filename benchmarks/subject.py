@@ -103,7 +103,7 @@ def train_ours(
         lora = TrainableLora(model, targets, RANK, RANK, 0.0, 0)
         lora.to(model.load_device)
         training = SubjectTraining(lora.parameters, RATE, 1)
-    views = Views(latents, {}, torch.arange(count), None, torch.zeros(count, 8, 8, 3, dtype=torch.uint8))
+    views = Views(latents, {}, None, torch.zeros(count, 8, 8, 3, dtype=torch.uint8))
     texts = torch.cat([text for text, _ in captions])
     data = SubjectData(views, Condition(texts, texts[:1]), torch.arange(count))
     SubjectLoop(model, lora, training, settings, [torch.arange(count)]).run(data, scale.steps)

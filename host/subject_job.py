@@ -121,7 +121,7 @@ class SubjectJob:
         return Lora(tensors, self._metadata())
 
     def preview(self) -> Tensor:
-        """(n, S, S or 2 S, 3): some views as they were trained on."""
+        """(n, S, k S, 3): some views as they were trained on."""
         if self.loop.data is None:
             self.loop.data, _ = self.source.stretch(max(0, self.settings.steps - 1))
         count = len(self.loop.data.views.latents)

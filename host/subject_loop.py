@@ -1,6 +1,5 @@
 """The training of a subject inside the host's own sampling, where the model is loaded with all packs' patches."""
 
-import logging
 import time
 from typing import Any
 
@@ -23,12 +22,11 @@ from .contrast import MEMORY_FACTOR, with_backward
 from .gradients import gradient_phase, ordinary, plain_attention
 from .lora_training import count_parameters
 from .models import prediction_kind
+from .notice import show_sentence
 from .recompute import recompute_blocks
 from .saliency import BLIND, chosen_layers
 from .salient_masks import AUTO_LAYER
 from .subject_data import SubjectData
-
-logger = logging.getLogger("inlay")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # A step goes forward once and back at about twice that.
@@ -124,15 +122,10 @@ class SubjectLoop:
         shape = [len(draw.rows) * MEMORY_FACTOR, *self.data.views.latents.shape[1:]]
         # Weight, gradient and AdamW's two moments of each parameter, in fp32.
         memory = self.network.memory_required(shape) + self.model.model_size() + 16 * count
-        logger.info(
-            "Training %s parameters (a file of %.1f MB) on %d views for %d steps: about %.1f GB of memory and %.1f "
-            "minutes.",
-            f"{count:,}",
-            count * 4 / 1e6,
-            sum(map(len, self.groups)),
-            steps,
-            memory / 1e9,
-            forward * STEP_COST * settings.accumulation * steps / 60,
+        minutes = forward * STEP_COST * settings.accumulation * steps / 60
+        show_sentence(
+            f"Training {count:,} parameters (a file of {count * 4 / 1e6:.1f} MB) on {sum(map(len, self.groups))} views "
+            f"for {steps} steps: about {memory / 1e9:.1f} GB of memory and {minutes:.1f} minutes."
         )
 
     def _loss(self, part: int) -> Tensor:

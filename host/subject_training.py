@@ -49,7 +49,7 @@ class Photos:
 
 @dataclass(frozen=True)
 class TrainedSubject:
-    """losses: one a step. preview: (n, S, S or 2 S, 3), views as they were trained on."""
+    """losses: one a step. preview: (n, S, k S, 3), views as they were trained on."""
 
     lora: Lora
     path: str

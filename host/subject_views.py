@@ -8,6 +8,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from ..attention.boxes import Box, bounding_box, box_mask, boxes_per_image
 from ..guidance.crops import crop_square, square_around
@@ -15,7 +16,7 @@ from ..guidance.masks import fit_mask, latent_mask
 from ..training.mask_augmentation import Sides, draw_hole, draw_square
 from ..training.reference_augmentation import augment_reference
 from ..training.subject_settings import SubjectSettings
-from .inpaint_channels import inpaint_channels
+from .inpaint_channels import GREY, inpaint_channels
 from .pictures import encode_picture
 from .reference_conditioning import CROP_MARGIN
 
@@ -46,13 +47,12 @@ class Photo:
 @dataclass(frozen=True)
 class Views:
     """N rows. latents: (N, 4, h, w) as VAE.encode returns them. channels: what an inpainting model reads besides, by
-    the host's names. photo_of: (N,), the photo of each. subject: (N, 1, h, w), how much of each cell it covers; None
-    without masks. shown: (N, S, S or 2 S, 3) bytes, the square and the same with its hole.
+    the host's names. subject: (N, 1, h, w), how much of each cell it covers; None without masks. shown: (N, S, k S, 3)
+    bytes, the square, the same with its hole, and its reference, as far as there are any.
     """
 
     latents: Tensor
     channels: dict[str, Tensor]
-    photo_of: Tensor
     subject: Tensor | None
     shown: Tensor
 
@@ -121,14 +121,15 @@ def make_views(
 
     holes: whether the model reads a masked picture. refer: takes the reference (3, size, size) of each view in turn.
     """
-    side, drawn = settings.resolution, []
+    side, drawn, references = settings.resolution, [], []
     for item in items:
         comfy.model_management.throw_exception_if_processing_interrupted()
         generator = _generator(settings.seed, item.number, item.view)
-        drawn.append((item.number, *_draw(item.photo, settings, side, generator)))
+        drawn.append(_draw(item.photo, settings, side, generator))
         if refer is not None:
-            refer(_reference(item.photo, settings, size, generator))
-    numbers, squares, cuts, subjects = zip(*drawn, strict=True)
+            references.append(_reference(item.photo, settings, size, generator))
+            refer(references[-1])
+    squares, cuts, subjects = zip(*drawn, strict=True)
     pictures, gone = torch.stack(squares).movedim(1, -1), torch.stack(cuts)
     latents, channels = [], []
     for first in range(0, len(pictures), CHUNK):
@@ -139,13 +140,16 @@ def make_views(
             channels.append(inpaint_channels(vae, pictures[part], gone[part]))
     latent = torch.cat(latents)
     told = any(item.photo.mask is not None for item in items)
-    shown = torch.cat([pictures, pictures * (1 - gone[..., None]) + 0.5 * gone[..., None]], 2) if holes else pictures
+    shown = [pictures]
+    if holes:
+        shown.append(pictures.lerp(pictures.new_tensor(GREY), gone[..., None]))
+    if references:
+        shown.append(interpolate(torch.stack(references), (side, side), mode="bilinear").movedim(1, -1))
     return Views(
         latent,
         {name: torch.cat([one[name].float().cpu() for one in channels]) for name in (channels[0] if channels else ())},
-        torch.tensor(numbers),
         latent_mask(torch.stack(subjects), *latent.shape[-2:], cover="area") if told else None,
-        (shown.clamp(0, 1) * 255).round().byte(),
+        (torch.cat(shown, 2).clamp(0, 1) * 255).round().byte(),
     )
 
 

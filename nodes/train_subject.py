@@ -115,7 +115,9 @@ class TrainSubject(io.ComfyNode):
                     "loss_map", display_name="loss_map", tooltip="The loss of each step, for Plot Loss Graph."
                 ),
                 io.Image.Output(
-                    "preview", display_name="preview", tooltip="Some views as they were trained on, with their holes."
+                    "preview",
+                    display_name="preview",
+                    tooltip="Some views as they were trained on, with their holes and references.",
                 ),
             ],
         )

@@ -174,7 +174,7 @@ CONTRASTS = (
 SUITE = Suite(
     "subject",
     seeds=5,
-    full_seeds=24,
+    full_seeds=SUBJECTS,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,

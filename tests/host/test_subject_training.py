@@ -54,7 +54,7 @@ def test_photos_of_any_size_become_a_file_that_changes_the_model_and_leaves_no_t
     assert torch.equal(sample(tiny.inpaint_model, **told), plain)
     assert "parameters" in caplog.text and "minutes" in caplog.text
     assert len(trained.losses) == 3 and all(0 < loss < 100 for loss in trained.losses)
-    assert trained.preview.shape == (4, 64, 128, 3)
+    assert trained.preview.shape == (4, 64, 192, 3)
     lora = read_lora("thing.safetensors")
     assert {key: value.shape for key, value in lora.items()} == {
         key: value.shape for key, value in trained.lora.items()
