@@ -1,12 +1,14 @@
 """Spin's paint job with or without each of its parts; seeds, noise and steps are the same for all of them."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from ..demo.judge import Judge
+from ..demo.judge import Judge, crop_boxes
+from ..demo.render import mask_boxes
 from ..demo.scenes import SIZE
 from ..guidance.paste import paste_back
 from ..guidance.trajectory import Trajectory
@@ -22,8 +24,8 @@ from .measures import exact_outside, psnr_outside, seam
 STEPS = 30
 CFG = 5.0
 INVERSION_STEPS = 50
-# The largest square of a round-cornered mask, in sides of its box: the judge then sees painted pixels alone.
-INSIDE_MARGIN = 0.88
+# The largest square in a round-cornered mask, in sides of its box: the judge then sees painted pixels alone.
+INSIDE_MARGIN = 0.84
 
 
 @dataclass(frozen=True)
@@ -80,8 +82,10 @@ def through_vae(models: DemoModels, image: Tensor) -> Tensor:
 
 
 def crops_inside(image: Tensor, mask: Tensor) -> Tensor:
-    """(B, 3, 64, 64) of nothing but the masks' inside."""
-    return judging.crops_of_masks(image, mask, INSIDE_MARGIN)
+    """(B, 3, 64, 64) of nothing but the masks' inside, also of masks that the picture's edge cuts."""
+    boxes = mask_boxes(mask)
+    sides = boxes[:, 2:].float()
+    return crop_boxes(image, boxes, INSIDE_MARGIN * sides.amin(1) / sides.amax(1))
 
 
 def style_agreement(judge: Judge, painted: Tensor, mask: Tensor, style: Tensor) -> judging.Values:
@@ -100,7 +104,7 @@ def style_agreement(judge: Judge, painted: Tensor, mask: Tensor, style: Tensor) 
 def keeping(painted: Tensor, image: Tensor, mask: Tensor, real: Tensor) -> tuple[Tensor, judging.Values]:
     """The pictures with the scene's own background, and how well it was kept. real: the scene with the wish fulfilled.
 
-    Background PSNR is taken before the paste, exactness and seam after it.
+    Background PSNR is taken before the paste and does not exist where nothing changed, exactness and seam after it.
     """
     pasted = paste_back(image, painted, mask)
     columns = {
@@ -108,7 +112,11 @@ def keeping(painted: Tensor, image: Tensor, mask: Tensor, real: Tensor) -> tuple
         "background exact": exact_outside(pasted, image, mask),
         "seam": seam(pasted, real, mask),
     }
-    return pasted, [{name: float(column[row]) for name, column in columns.items()} for row in range(len(painted))]
+    rows = zip(*(column.tolist() for column in columns.values()), strict=True)
+    return pasted, [
+        {name: value if math.isfinite(value) else None for name, value in zip(columns, row, strict=True)}
+        for row in rows
+    ]
 
 
 def merged(*columns: Sequence[dict[str, float | None]]) -> judging.Values:

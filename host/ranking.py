@@ -22,8 +22,11 @@ def score_pictures(
     """Cosine of each IMAGE (B, H, W, 3) to the words or the reference pictures, (B,) in [-1, 1], more is better.
 
     Several references count with their mean, words and references with the mean of both. With a mask only the square
-    around it is looked at, see cut_out. Raises ValueError without anything to compare with, and for an empty mask.
+    around it is looked at, see cut_out. Raises ValueError without a vision model, without anything to compare with, and
+    for an empty mask.
     """
+    if vision is None:
+        raise ValueError("There is no CLIP_VISION: this checkpoint holds none. Load one with Load CLIP Vision.")
     targets = []
     if text.strip():
         if clip is None:

@@ -138,9 +138,12 @@ def text_jobs(canvas: Canvas, text: str) -> Jobs:
 
 
 def edit_jobs(canvas: Canvas, prompt: str) -> Jobs:
-    """The concept with a word more, without style guidance, which would pull the other way."""
+    """The concept with a word more, without style guidance, which would pull the other way.
+
+    As the demo's captions put it: "embedding:name, striped" would hold a comma, which its text encoder never saw.
+    """
     clip = canvas.models.clip
-    asked = {word: encode_texts(clip, [f"{prompt}, {word}"]) for word in EDITS}
+    asked = {word: encode_texts(clip, [f"a {word} {prompt}"]) for word in EDITS}
     return {
         f"edited: {word}": lambda text=text: canvas.asking(text).paint(ABLATION[ARG]) for word, text in asked.items()
     }

@@ -75,6 +75,8 @@ def test_bad_input_says_so(tiny, candidates):
     }.items():
         with pytest.raises(ValueError, match=sentence):
             rank(candidates, tiny.clip_vision, 1, **options)
+    with pytest.raises(ValueError, match="There is no CLIP_VISION"):
+        rank(candidates, None, 1, reference=candidates[:1])
 
 
 def test_the_square_holds_the_mask_and_may_leave_the_picture():
