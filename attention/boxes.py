@@ -1,6 +1,7 @@
 """From maps to boxes and back. A box is {x, y, width, height} in pixels, half-open: it ends before x + width."""
 
 from collections.abc import Sequence
+from math import isfinite
 
 import torch
 from torch import Tensor
@@ -79,9 +80,13 @@ def boxes_per_image(boxes: Box | Sequence[Box] | Sequence[Sequence[Box]], count:
     if len(lists) != count:
         raise ValueError(f"There are boxes for {len(lists)} images, not {count}. Give one list of boxes per image.")
     for box in (box for one in lists for box in one):
-        if not isinstance(box, dict) or not all(isinstance(box.get(side), (int, float)) for side in SIDES):
+        if not isinstance(box, dict) or not all(_is_number(box.get(side)) for side in SIDES):
             raise ValueError(f"A box needs the numbers x, y, width and height, and this one is {box!r}.")
     return [list(one) for one in lists]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and isfinite(value)
 
 
 def boxes_to_masks(boxes: Box | Sequence[Box] | Sequence[Sequence[Box]], count: int, height: int, width: int) -> Tensor:

@@ -14,6 +14,9 @@ from .area_conds import PLACES, add_places
 from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid_of, require_unet
 
 OUTSIDES = ("ca", "raw")
+ROWS = ("both", "conditional")
+# The guider's first list of conditions; the second is the negative's.
+_POSITIVE = 0
 
 # In the dict that the patches of one block call share: the first region of the call, and the queries already given
 # to a concept.
@@ -27,13 +30,15 @@ def concept_region(
     boxes: Sequence[Box],
     size: tuple[int, int],
     outside: str = "ca",
+    rows: str = "both",
 ) -> ModelPatcher:
-    """A clone of the model that attends to the concept alone inside the box, conditional and unconditional rows alike.
+    """A clone of the model that attends to the concept alone inside the box.
 
     concepts: contexts (1, L, C), one for all pictures of the sampler's batch or one each, None for a picture to leave
     alone. boxes: one for all pictures or one each, in pixels of a picture of size (H, W). outside: `ca` is the
     prompt's ordinary cross-attention, `raw` the block's own features through the output layer (the authors' code).
-    Raises ValueError for a model without a UNet and for concepts of another width.
+    rows: `both`, conditional and unconditional alike, so that cfg cannot strengthen the concept (the authors' code), or
+    `conditional` ones alone. Raises ValueError for a model without a UNet and for concepts of another width.
     """
     require_unet(model, "concept regions")
     width = model.model.model_config.unet_config.get("context_dim")
@@ -43,7 +48,7 @@ def concept_region(
                 f"The concept's text is {concept.shape[-1]} wide and the model takes {width}. "
                 "Encode it with the CLIP that belongs to the model."
             )
-    region = _Region(concepts, boxes, size, outside == "raw")
+    region = _Region(concepts, boxes, size, outside == "raw", rows == "both")
     patched = model.clone()
     add_block_handover(patched)
     add_places(patched)
@@ -53,7 +58,12 @@ def concept_region(
 
 
 def add_concept_region(
-    model: ModelPatcher, concept: list, mask: Tensor, bbox: Box | Sequence | None = None, outside: str = "ca"
+    model: ModelPatcher,
+    concept: list,
+    mask: Tensor,
+    bbox: Box | Sequence | None = None,
+    outside: str = "ca",
+    rows: str = "both",
 ) -> ModelPatcher:
     """`concept_region` from what sockets carry. concept: CONDITIONING. mask: (B, H, W), its bounding box is the region;
     bbox: instead of it, in the mask's pixels. Raises ValueError for an empty mask, a box outside of it, and where
@@ -69,7 +79,7 @@ def add_concept_region(
     else:
         listed = not isinstance(bbox, dict) and any(not isinstance(one, dict) for one in bbox)
         boxes = single_boxes(bbox, len(bbox) if listed else 1, *mask.shape[-2:])
-    return concept_region(model, concept[0][0].split(1), boxes, tuple(mask.shape[-2:]), outside)
+    return concept_region(model, concept[0][0].split(1), boxes, tuple(mask.shape[-2:]), outside, rows)
 
 
 def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
@@ -80,13 +90,13 @@ def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
 
 class _Region:
     def __init__(
-        self, concepts: Sequence[Tensor | None], boxes: Sequence[Box], size: tuple[int, int], raw: bool
+        self, concepts: Sequence[Tensor | None], boxes: Sequence[Box], size: tuple[int, int], raw: bool, both: bool
     ) -> None:
         given = [concept for concept in concepts if concept is not None]
-        self.boxes, self.size, self.raw = list(boxes), size, raw
+        self.boxes, self.size, self.raw, self.both = list(boxes), size, raw, both
         self.key = f"inlay_concept_{id(self)}"
         self.places: dict[tuple, tuple[Tensor, Tensor, Tensor]] = {}
-        self.everywhere = len(given) == len(concepts)
+        self.everywhere = both and len(given) == len(concepts)
         # Under the executor's inference mode these would be tensors that autograd refuses.
         with torch.inference_mode(False):
             self.active = torch.tensor([concept is not None for concept in concepts])
@@ -128,13 +138,15 @@ class _Region:
         """Queries in any row's box (n,), the box of each row (R, N), and the rows that have a concept (R, 1)."""
         grid, conditions = grid_of(step, n.shape[1]), list(entries(step, len(n)))
         areas = step[PLACES].of(step, len(conditions))
-        key = grid, step[PLACES].size, *areas, len(n), n.device
+        told = tuple(self.both or index == _POSITIVE for index, _ in conditions)
+        key = grid, step[PLACES].size, *areas, *told, len(n), n.device
         if key not in self.places:
             pictures = len(n) // len(conditions)
             self._check(step[PLACES].size, pictures)
             with torch.inference_mode(False):
                 masks = [cell_mask(self.boxes, self.size, grid, step[PLACES].size, area).flatten(1) for area in areas]
                 active = self.active.repeat(len(n) // len(self.active))[:, None]
+                active = active & torch.tensor(told).repeat_interleave(pictures)[:, None]
                 inside = torch.cat([mask.repeat(pictures // len(mask), 1) for mask in masks]) & active
                 tokens = inside.any(0).nonzero()[:, 0]
                 self.places[key] = tokens.to(n.device), inside.to(n.device), active.to(n.device)

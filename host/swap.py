@@ -1,7 +1,6 @@
 """InstantSwap and its relatives on a picture: one thing in a box becomes another, appears, or goes."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import comfy.model_management
 import comfy.sd
@@ -12,60 +11,21 @@ from torch import Tensor
 from ..attention.boxes import Box, box_mask
 from ..attention.concept_region import cell_mask, mask_boxes, single_boxes
 from ..guidance.batches import as_one_batch
-from ..guidance.contrastive import WEIGHT
 from ..guidance.distillation import CELLS, METHODS, distil, draw_timesteps
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.noise import CandidateNoise
 from ..guidance.paste import paste_back
-from .branches import Forward, inside_sampling, require_same_family
+from .branches import Forward, inside_sampling, require_own_text, require_same_family
 from .cancelled import keep_pictures
+from .candidates import candidates_that_fit
 from .concept_region_patch import concept_region
 from .contrast import contrast_gradient, with_backward
 from .models import prediction_kind
 from .pictures import decode_picture, encode_picture
 from .progress import steps_progress
+from .swap_settings import SwapSettings, SwapTexts
 from .tokens import encode_text
 from .unet_blocks import require_unet
-
-PASTES = ("exact", "feather", "none")
-TIMESTEPS = ("random", "ladder", "unsorted")
-BGM = ("auto", "on", "off")
-SECR = ("auto", "both", "source", "target", "off")
-
-
-@dataclass(frozen=True)
-class SwapTexts:
-    """Sentences about the picture before and after, the phrases of what goes and what comes, and the negative."""
-
-    source: str
-    target: str
-    source_concept: str
-    target_concept: str
-    negative: str = ""
-
-
-@dataclass(frozen=True)
-class SwapSettings:
-    """method: of guidance.distillation.METHODS. skip: SSGU's lambda, updates a gradient. timesteps: of TIMESTEPS,
-    within t_min..t_max. bgm: of BGM, secr: of SECR; auto is the method's own. outside: ca or raw, SECR's. contrast:
-    CDS's weight. paste: of PASTES; feather: pixels inside the box.
-    """
-
-    method: str = "instantswap"
-    iterations: int = 550
-    skip: int = 5
-    guidance: float = 7.5
-    seed: int = 0
-    timesteps: str = "random"
-    t_min: int = 100
-    t_max: int = 899
-    bgm: str = "auto"
-    secr: str = "auto"
-    outside: str = "ca"
-    momentum: float = 0.0
-    contrast: float = WEIGHT
-    paste: str = "exact"
-    feather: int = 4
 
 
 @torch.no_grad()
@@ -109,8 +69,8 @@ def swap_picture(
     try:
         samples = job.run(latent)
     except comfy.model_management.InterruptProcessingException:
-        if job.view is not None:
-            keep_pictures(finish(job.result(latent)), "inlay_cancelled", job.done, job.total)
+        if job.samples is not None:
+            keep_pictures(finish(job.samples), "inlay_cancelled", job.done, job.total)
         raise
     return finish(samples), {"samples": samples}
 
@@ -138,65 +98,73 @@ class _Swap:
         self.prompts = encoded[texts.source], encoded[texts.target]
         self.phrases = encoded[texts.source_concept][0][0], encoded[texts.target_concept][0][0]
         self.negative = encoded[texts.negative]
+        require_own_text(model, self.negative)
         timesteps = draw_timesteps(
             settings.iterations, settings.t_min, settings.t_max, settings.timesteps, settings.seed
         )
         sampling = model.get_model_object("model_sampling")
         self.sigmas = sampling.sigma(timesteps[:: settings.skip].float()).cpu()
-        self.total = len(self.sigmas) * (2 if self.apart else 1)
-        self.done, self.view = 0, None
+        self.done, self.total, self.samples = 0, 0, None
 
     def run(self, latent: Tensor) -> Tensor:
-        """The latent (B, C, h, w) after the swap, as VAE.decode takes it."""
-        self.noise = CandidateNoise(self.settings.seed, range(len(latent)))
+        """The latent (B, C, h, w) after the swap, as VAE.decode takes it; as many pictures at once as memory allows.
+
+        `samples` holds what is reached so far, None before the first update.
+        """
+        row = latent[:1].repeat(2 if self._both else 1, 1, 1, 1)
+        parts = torch.arange(len(latent)).split(candidates_that_fit(self.models[1], row, len(latent)))
+        self.total = len(parts) * len(self.sigmas) * (2 if self.apart else 1)
+        for part in parts:
+            self._run_part(latent, part.tolist())
+        return self.samples
+
+    def _run_part(self, latent: Tensor, numbers: list[int]) -> None:
+        """numbers: the pictures' places in the batch, one after another."""
+        settings, part, boxes = self.settings, latent[numbers], [self.boxes[number] for number in numbers]
+        noise_of = CandidateNoise(settings.seed, numbers)
+        cells = self._cells(boxes, latent.shape[-2:]).to(latent) if self.masked else None
         source_noises: list[Tensor] = []
+
+        def noise_at(like: Tensor, anchor: int) -> Tensor:
+            # By iteration, so that runs of different `skip` share the noise of the iterations they share.
+            return noise_of.draw(like, "swap", anchor * settings.skip)
 
         def foresee(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
             # The source branch never changes, so all its anchors can come before the target model is loaded.
             for anchor, sigma in enumerate(sigmas):
-                source_noises.extend(forward.noises([clean], self._noise(clean, anchor), sigma))
+                source_noises.extend(forward.noises([clean], noise_at(clean, anchor), sigma))
                 self._show(clean)
 
         def descend(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
             both = self._both
 
             def gradient(z: Tensor, iteration: int) -> Tensor:
-                anchor = iteration // self.settings.skip
-                noise, sigma = self._noise(clean, anchor), sigmas[anchor]
+                anchor = iteration // settings.skip
+                noise, sigma = noise_at(clean, anchor), sigmas[anchor]
                 *others, target = forward.noises([clean, z] if both else [z], noise, sigma)
                 if self.apart:
                     others = [source_noises[anchor]]
                 g = target - (others[0] if self.method.source else noise)
                 if self.method.contrast:
-                    generator = torch.Generator().manual_seed((self.settings.seed + anchor) % 2**64)
+                    generator = torch.Generator().manual_seed((settings.seed + anchor) % 2**64)
                     pull = contrast_gradient(forward, z, clean, noise, sigma, generator)
                     # The factor 2000 holds for both losses; g's alone is divided by the cells.
-                    g = g + self.settings.contrast * CELLS * pull
+                    g = g + settings.contrast * CELLS * pull
                 return g
 
             def after_anchor(_: int, z: Tensor) -> None:
-                self.view = z
+                reached = self.models[1].model.process_latent_out(z).to(latent)
+                self.samples = latent.clone() if self.samples is None else self.samples
+                # Outside the box, where BGM keeps it, the latent that came in.
+                self.samples[numbers] = reached if cells is None else torch.where(cells > 0, reached, part)
                 self._show(z)
 
-            distil(
-                clean,
-                gradient,
-                self.settings.iterations,
-                self.settings.skip,
-                self._cells(clean.shape[-2:]).to(clean) if self.masked else None,
-                self.settings.momentum,
-                after_anchor,
-            )
+            inside = None if cells is None else cells.to(clean)
+            distil(clean, gradient, settings.iterations, settings.skip, inside, settings.momentum, after_anchor)
 
         if self.apart:
-            self._sample(0, [0], latent, foresee)
-        self._sample(1, [0, 1] if self._both else [1], latent, descend)
-        return self.result(latent)
-
-    def result(self, latent: Tensor) -> Tensor:
-        """The latent so far; outside the box, where BGM keeps it, the one that came in."""
-        samples = self.models[1].model.process_latent_out(self.view).to(latent)
-        return torch.where(self._cells(latent.shape[-2:]) > 0, samples, latent) if self.masked else samples
+            self._sample(0, [0], part, boxes, foresee)
+        self._sample(1, [0, 1] if self._both else [1], part, boxes, descend)
 
     @property
     def masked(self) -> bool:
@@ -207,25 +175,21 @@ class _Swap:
         """Whether the target's forward holds the source's rows too."""
         return self.method.contrast or (self.method.source and not self.apart)
 
-    def _sample(self, which: int, branches: list[int], latent: Tensor, body) -> None:
+    def _sample(self, which: int, branches: list[int], latent: Tensor, boxes: list[Box], body) -> None:
         model, settings, pictures = self.models[which], self.settings, len(latent)
         secr = settings.secr if settings.secr != "auto" else ("both" if self.method.regions else "off")
         wanted = [branch for branch, name in enumerate(("source", "target")) if secr in ("both", name)]
         phrases = [self.phrases[branch] if branch in wanted else None for branch in branches for _ in range(pictures)]
         if any(phrase is not None for phrase in phrases):
             size = latent.shape[-2] * self.multiple, latent.shape[-1] * self.multiple
-            model = concept_region(model, phrases, self.boxes, size, settings.outside)
+            model = concept_region(model, phrases, boxes, size, settings.outside, settings.rows)
         prompts = [self.prompts[branch] for branch in branches]
         self._progress = steps_progress(model, self.total)
         inside_sampling(model, prompts, self.negative, latent, self.sigmas, settings.guidance, settings.seed, body)
 
-    def _noise(self, like: Tensor, anchor: int) -> Tensor:
-        # By iteration, so that runs of different `skip` share the noise of the iterations they share.
-        return self.noise.draw(like, "swap", anchor * self.settings.skip)
-
-    def _cells(self, grid: Sequence[int]) -> Tensor:
+    def _cells(self, boxes: list[Box], grid: Sequence[int]) -> Tensor:
         size = grid[0] * self.multiple, grid[1] * self.multiple
-        return cell_mask(self.boxes, size, tuple(grid), tuple(grid), (0, 0, *grid))[:, None].float()
+        return cell_mask(boxes, size, tuple(grid), tuple(grid), (0, 0, *grid))[:, None].float()
 
     def _show(self, z: Tensor) -> None:
         self.done += 1

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..host.concept_region_patch import OUTSIDES, add_concept_region
+from ..host.concept_region_patch import OUTSIDES, ROWS, add_concept_region
 
 
 class ConceptRegion(io.ComfyNode):
@@ -35,13 +35,22 @@ class ConceptRegion(io.ComfyNode):
                     default="ca",
                     tooltip="Outside the box. ca: the prompt acts as ever. raw: no text acts, as in the authors' code.",
                 ),
+                io.Combo.Input(
+                    "rows",
+                    options=list(ROWS),
+                    default="both",
+                    optional=True,
+                    advanced=True,
+                    tooltip="both: the negative attends to the phrase too, as in the authors' code, so that cfg hardly "
+                    "acts in the box. conditional: cfg strengthens the phrase.",
+                ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The model with the region on it.")],
         )
 
     @classmethod
-    def execute(cls, model, concept, mask, outside, bbox=None) -> io.NodeOutput:
-        return io.NodeOutput(add_concept_region(model, concept, mask, bbox, outside))
+    def execute(cls, model, concept, mask, outside, bbox=None, rows="both") -> io.NodeOutput:
+        return io.NodeOutput(add_concept_region(model, concept, mask, bbox, outside, rows))
 
 
 NODES = [ConceptRegion]

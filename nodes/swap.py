@@ -1,8 +1,9 @@
 from comfy_api.latest import io
 
 from ..guidance.distillation import METHODS
-from ..host.concept_region_patch import OUTSIDES
-from ..host.swap import BGM, PASTES, SECR, TIMESTEPS, SwapSettings, SwapTexts, swap_picture
+from ..host.concept_region_patch import OUTSIDES, ROWS
+from ..host.swap import swap_picture
+from ..host.swap_settings import BGM, PASTES, SECR, TIMESTEPS, SwapSettings, SwapTexts
 
 
 class Swap(io.ComfyNode):
@@ -175,6 +176,15 @@ class Swap(io.ComfyNode):
                     advanced=True,
                     tooltip="With phrases, outside the box. ca: the prompts act. raw: no text acts, as in the authors' "
                     "code; the prompts then do nothing.",
+                ),
+                io.Combo.Input(
+                    "rows",
+                    options=list(ROWS),
+                    default="both",
+                    optional=True,
+                    advanced=True,
+                    tooltip="With phrases, in the box. both: the negative attends to the phrase too, as in the "
+                    "authors' code, so that guidance hardly acts there. conditional: guidance strengthens the phrase.",
                 ),
                 io.Float.Input(
                     "momentum",

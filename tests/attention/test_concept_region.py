@@ -50,19 +50,26 @@ def attention(layer, queries, context):
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def formula(regions, raw):
-    """A block's forward from eq. 12-13. regions: [(box, one context per row of a condition)]."""
+def formula(regions, raw, conditional=False):
+    """A block's forward from eq. 12-13. regions: [(box, one context per row of a condition)]. conditional: only the
+    positive's rows have them.
+    """
 
     def forward(self, x, context, transformer_options):
         _, _, height, width = transformer_options["activations_shape"]
         normed = self.norm1(x)
         x = x + self.attn1.to_out(attention(self.attn1, normed, normed))
         normed = self.norm2(x)
-        mixed = normed.clone() if raw else attention(self.attn2, normed, context)
+        plain = attention(self.attn2, normed, context)
+        mixed = normed.clone() if raw else plain.clone()
         for box, contexts in regions:
             inside = inside_grid(box, height, width)
             rows = contexts.repeat(len(x) // len(contexts), 1, 1)
             mixed[:, inside] = attention(self.attn2, normed[:, inside], rows)
+        if conditional:
+            indices = transformer_options["cond_or_uncond"]
+            positive = torch.tensor([index == 0 for index in indices]).repeat_interleave(len(x) // len(indices))
+            mixed = torch.where(positive[:, None, None], mixed, plain)
         x = x + self.attn2.to_out(mixed)
         return x + self.ff(self.norm3(x))
 
@@ -81,6 +88,16 @@ def test_the_formula(draw, tiny, phrase, monkeypatch, outside):
     monkeypatch.setattr(BasicTransformerBlock, "forward", formula([(BOX, concept)], outside == "raw"))
     assert same(ours, draw(tiny.model))
     assert (ours - plain).norm() > 0.01 * plain.norm()
+
+
+@pytest.mark.parametrize("outside", ["ca", "raw"])
+def test_the_negative_can_be_left_alone(draw, tiny, phrase, monkeypatch, outside):
+    concept = phrase("a blue robot")
+    ours = draw(concept_region(tiny.model, [concept], [BOX], SIZE, outside, "conditional"))
+    both = draw(concept_region(tiny.model, [concept], [BOX], SIZE, outside))
+    monkeypatch.setattr(BasicTransformerBlock, "forward", formula([(BOX, concept)], outside == "raw", True))
+    assert same(ours, draw(tiny.model))
+    assert not same(ours, both)
 
 
 @pytest.mark.parametrize("outside", ["ca", "raw"])

@@ -220,7 +220,12 @@ def test_forwards_of_each_method(swap, forwards, settings, rows):
 
 def test_regions_and_masking_are_optional_parts(swap):
     settings = [replace(QUICK, secr=secr) for secr in ("both", "source", "target", "off")]
-    settings += [replace(QUICK, bgm="off"), replace(QUICK, timesteps="ladder"), replace(QUICK, momentum=0.5)]
+    settings += [
+        replace(QUICK, rows="conditional"),
+        replace(QUICK, bgm="off"),
+        replace(QUICK, timesteps="ladder"),
+        replace(QUICK, momentum=0.5),
+    ]
     results = [swap(one)[1]["samples"] for one in settings]
     for number, one in enumerate(results):
         assert not any(torch.allclose(one, other, atol=1e-5) for other in results[:number])
