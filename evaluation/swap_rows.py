@@ -1,0 +1,56 @@
+"""The rows of the suite `swap`: each method, each of InstantSwap's parts left out, each number of reused gradients."""
+
+from dataclasses import dataclass, replace
+
+from ..host.swap_settings import SwapSettings
+
+INSTANT = SwapSettings(paste="none")
+# As the older methods were published: 200 updates, timesteps in any order, none reused.
+PUBLISHED = replace(INSTANT, iterations=200, skip=1, timesteps="unsorted", t_min=50, t_max=948)
+
+OURS = "InstantSwap"
+DDS, SDS, CDS = "DDS", "SDS", "CDS"
+NO_BGM, NO_SECR = f"{OURS} without BGM", f"{OURS} without SECR"
+PROMPT_ROWS = f"{OURS}, SECR not on the negative"
+EVERY_STEP = f"{OURS}, lambda 1"
+OUR_BOX, OUR_BOX_BY_OURS = f"{OURS}, found box", f"{OURS}, found box, measured on it"
+TRUE_BOX_BY_OURS = f"{OURS}, measured on the found box"
+LAMBDAS = (2, 3, 10, 20)
+REUSED = (3, 5)
+
+
+@dataclass(frozen=True)
+class Row:
+    """settings of the swap. every: of how many seeds one measures it. found_box: find the box instead of the truth."""
+
+    settings: SwapSettings
+    every: int = 1
+    found_box: bool = False
+
+
+def swap_rows(halved: int, sparse: int) -> dict[str, Row]:
+    """halved, sparse: of how many seeds one measures lambda 1, and whatever no claim needs."""
+    older = {
+        DDS: Row(replace(PUBLISHED, method="dds")),
+        SDS: Row(replace(PUBLISHED, method="sds"), sparse),
+        CDS: Row(replace(PUBLISHED, method="cds"), sparse),
+    }
+    for name in (SDS, DDS):
+        for skip in REUSED:
+            older[f"{name} with SSGU, lambda {skip}"] = Row(replace(older[name].settings, skip=skip), sparse)
+    parts = {
+        NO_BGM: Row(replace(INSTANT, bgm="off")),
+        NO_SECR: Row(replace(INSTANT, secr="off")),
+        f"{OURS} without SECR on the source": Row(replace(INSTANT, secr="target"), sparse),
+        f"{OURS} without SECR on the target": Row(replace(INSTANT, secr="source"), sparse),
+        PROMPT_ROWS: Row(replace(INSTANT, rows="conditional")),
+        f"{OURS}, outside raw": Row(replace(INSTANT, outside="raw"), sparse),
+        OUR_BOX: Row(INSTANT, sparse, found_box=True),
+    }
+    reuse = {f"{OURS}, lambda {skip}": Row(replace(INSTANT, skip=skip), sparse) for skip in LAMBDAS}
+    return {OURS: Row(INSTANT), **older, **parts, EVERY_STEP: Row(replace(INSTANT, skip=1), halved), **reuse}
+
+
+def gradients(settings: SwapSettings) -> int:
+    """How many times the model is asked for one."""
+    return -(-settings.iterations // settings.skip)
