@@ -19,4 +19,4 @@ def start_latent(start: str, latent: Tensor, inside: Tensor) -> Tensor:
         return latent
     if start == "noise":
         return latent * (1 - inside)
-    return fill_smoothly(latent.movedim(1, -1), 1 - inside[:, 0]).movedim(-1, 1)
+    return fill_smoothly(latent.float().movedim(1, -1), 1 - inside[:, 0].float()).movedim(-1, 1).to(latent)

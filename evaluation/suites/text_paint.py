@@ -4,8 +4,9 @@ Every seed is one task: a thing that no training picture shows in that style is 
 smaller than the thing, its size and larger, prompts with and without words for style and place, and empty places and
 such where another thing stands, take turns by seed. All rows share seeds, noise and steps.
 
-The host's own inpainting adds the noise to what stood in the mask, whose colours shine through at SD's highest level;
-Inlay's rows start from noise alone. `fixed` is otherwise the host's way, so that fixed against host shows just that.
+Inlay's rows start from the surroundings continued into the mask, as Paint Into Mask does by default; two rows start
+from noise alone, as Spin's formula reads, and from the old picture, as the host does. `fixed` from the old picture is
+the host's way but for the cells on the mask's border, of which Inlay paints every one that the mask touches.
 """
 
 import time
@@ -19,7 +20,7 @@ from torch import Tensor
 from ...demo.judge import Judge, load_judge
 from ...demo.render import render
 from ...demo.scenes import SIZE
-from ...demo.tasks import Tasks, draw_tasks, place_masks, task_captions
+from ...demo.tasks import Tasks
 from ...demo.weights import load_part, weights_path
 from ...guidance.paste import paste_back
 from ...guidance.trajectory import Trajectory
@@ -34,6 +35,7 @@ from ...host.regions import Region
 from .. import judging
 from ..claims import Above, Claim, Floor
 from ..measures import CUT_SHARE, cut_share, exact_outside, find_object, psnr_outside, seam
+from ..paint_tasks import SIZES, draw
 from ..records import Measured
 from ..study import Study, Suite
 
@@ -41,7 +43,8 @@ BATCH = 8
 STEPS = 30
 CFG = 5.0
 INVERSION_STEPS = 50
-SIZES = {"smaller": 0.85, "equal": 1.05, "larger": 1.6}
+# Pixels, the default of Paint Into Mask.
+FEATHER = 4
 # What the shipped workflows use; chosen on tuning seeds.
 SHIPPED_OUTSIDE = "null"
 
@@ -50,8 +53,9 @@ PLAIN = "inverted, no ARG"
 ARG = {outside: f"inverted + ARG, outside {outside}" for outside in ("zero", "null")}
 MASKED_OUTPUT = "inverted + masked attention output"
 RENOISED, FIXED = "renoised, no ARG", "fixed, no ARG"
+FROM_NOISE, FROM_PICTURE = "inverted, no ARG, from noise", "fixed, no ARG, from the picture"
 SHIPPED = ARG[SHIPPED_OUTSIDE]
-INLAY = (PLAIN, *ARG.values(), MASKED_OUTPUT, RENOISED, FIXED)
+INLAY = (PLAIN, *ARG.values(), MASKED_OUTPUT, RENOISED, FIXED, FROM_NOISE, FROM_PICTURE)
 DIVIDED = (PLAIN, *ARG.values())
 
 
@@ -76,31 +80,6 @@ def run(study: Study) -> None:
     study.measure("painting", BATCH, partial(_measure, study, models, judge))
 
 
-def draw(seeds: list[int]) -> tuple[Tasks, list[str], list[list[str]]]:
-    """The tasks of these seeds, what is asked for, and each task's traits."""
-    sizes = [list(SIZES)[seed % 3] for seed in seeds]
-    described = [seed // 3 % 2 == 0 for seed in seeds]
-    emptied = torch.tensor([seed // 6 % 2 == 0 for seed in seeds])
-    fill, replace = (draw_tasks(seeds, kind, holding_out=True) for kind in ("fill", "replace"))
-    grow = torch.tensor([SIZES[size] for size in sizes]).view(-1, 1, 1)
-    tasks = Tasks(
-        torch.where(emptied.view(-1, 1, 1, 1), fill.image, replace.image),
-        place_masks(fill.wanted, grow),
-        fill.reference,
-        fill.reference_mask,
-        fill.captions,
-        fill.wanted,
-        fill.truth,
-    )
-    thing_only = task_captions(fill.wanted, place=False, style=False)
-    asked = [whole if told else thing for whole, thing, told in zip(fill.captions, thing_only, described, strict=True)]
-    traits = [
-        [f"mask {size}", "prompt with place" if told else "prompt without place"]
-        for size, told in zip(sizes, described, strict=True)
-    ]
-    return tasks, asked, traits
-
-
 def _prepare(models: DemoModels, seeds: list[int]) -> Batch:
     tasks, asked, traits = draw(seeds)
     negative = encode_texts(models.clip, [""])
@@ -122,8 +101,10 @@ def _rows(models: DemoModels, batch: Batch) -> dict[str, Callable[[], Tensor]]:
     texts = batch.positive, batch.negative
     null = batch.negative[0][0]
 
-    def with_background(background: str, guide: Callable = lambda: models.model) -> Tensor:
-        settings = PaintSettings(steps=STEPS, cfg=CFG, seed=batch.seeds[0], background=background, paste="none")
+    def with_background(background: str, guide: Callable = lambda: models.model, **options: str) -> Tensor:
+        settings = PaintSettings(
+            steps=STEPS, cfg=CFG, seed=batch.seeds[0], background=background, paste="none", **options
+        )
         trajectory = batch.trajectory if background == "inverted" else None
         return paint(guide(), *texts, models.vae, image, mask, settings, trajectory)[0]
 
@@ -143,6 +124,8 @@ def _rows(models: DemoModels, batch: Batch) -> dict[str, Callable[[], Tensor]]:
         MASKED_OUTPUT: partial(guided, "zero", "masked_output"),
         RENOISED: partial(with_background, "renoised"),
         FIXED: partial(with_background, "fixed"),
+        FROM_NOISE: partial(with_background, "inverted", start="noise"),
+        FROM_PICTURE: partial(with_background, "fixed", start="picture"),
     }
 
 
@@ -166,6 +149,7 @@ def _measure(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -
             "background PSNR": psnr_outside(painted, original, tasks.mask),
             "background exact": exact_outside(pasted, original, tasks.mask),
             "seam": seam(pasted, tasks.truth.image, tasks.mask),
+            "seam feathered": seam(paste_back(original, painted, tasks.mask, FEATHER), tasks.truth.image, tasks.mask),
             "cut": cut,
         }
         for row, one in enumerate(values):
@@ -238,7 +222,9 @@ CONTRASTS = (
     (ARG["null"], ARG["zero"]),
     (SHIPPED, MASKED_OUTPUT),
     (PLAIN, HOST),
-    (FIXED, HOST),
+    (FROM_PICTURE, HOST),
+    (FIXED, FROM_PICTURE),
+    (PLAIN, FROM_NOISE),
     (PLAIN, RENOISED),
     (PLAIN, FIXED),
     *((f"{SHIPPED}; {trait}", f"{PLAIN}; {trait}") for trait in TRAITS),

@@ -31,5 +31,9 @@ def test_an_even_surrounding_is_continued():
     assert torch.allclose(start_latent("surroundings", holed, INSIDE[:1]), even, atol=1e-5)
 
 
+def test_half_precision_stays_half():
+    assert start_latent("surroundings", LATENT.half(), INSIDE).dtype == torch.float16
+
+
 def test_where_nothing_stands_around_it_is_noise():
     assert not start_latent("surroundings", LATENT, torch.ones(2, 1, 8, 10)).any()
