@@ -41,6 +41,12 @@ def test_help_names_every_command():
     assert call().returncode == 2
 
 
+def test_a_fresh_machine_needs_the_standard_library_alone():
+    # Without site-packages, and without the script's folder on the path.
+    bare = [sys.executable, "-I", "-S", str(DEV), "host", "--version", "9.9"]
+    assert "ComfyUI 9.9 is not known here" in subprocess.run(bare, capture_output=True, text=True, timeout=60).stderr
+
+
 @pytest.mark.parametrize("spelling", [["--host", "all"], ["--host=all"]])
 def test_our_options_are_taken_out_of_pytests(dev, spelling):
     arguments = ["-q", *spelling, "tests/http", "-k", "a or b"]
