@@ -1,8 +1,8 @@
 from comfy_api.latest import io
 
-from ..guidance.extrapolation import SIDES
+from ..guidance.extrapolation import SIDES, seam_excess
 from ..host.extrapolation import LARGEST, ExtrapolateSettings, extrapolate
-from ..host.painting import SAMPLER_NAMES, SCHEDULER_NAMES
+from ..host.paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES
 
 
 def _level(name: str, default: float, tooltip: str, low: float = 0.01) -> io.Float.Input:
@@ -116,10 +116,23 @@ class Extrapolate(io.ComfyNode):
                     advanced=True,
                     tooltip="Of the guidance by CLIP: the share of the noise that changes.",
                 ),
+                io.Boolean.Input(
+                    "match_colour",
+                    default=True,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Lead each strip's colours up to those of the edge that it continues.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The grown picture."),
                 io.Mask.Output("mask", display_name="mask", tooltip="The new area: 1 inside, 0 on the original."),
+                io.Float.Output(
+                    "seam",
+                    display_name="seam",
+                    tooltip="How much larger the step into the new area is than those beside it, in 255ths: near 0 is "
+                    "no seam.",
+                ),
             ],
         )
 
@@ -131,7 +144,8 @@ class Extrapolate(io.ComfyNode):
         own = {side: rest.pop(f"{side}_prompt", "") for side in SIDES}
         prompts = {side: text if text.strip() else prompt for side, text in own.items()}
         settings = ExtrapolateSettings(**rest)
-        return io.NodeOutput(*extrapolate(model, clip, vae, image, widths, prompts, settings, negative, clip_vision))
+        grown, new = extrapolate(model, clip, vae, image, widths, prompts, settings, negative, clip_vision)
+        return io.NodeOutput(grown, new, float(seam_excess(grown, new).mean()))
 
 
 NODES = [Extrapolate]

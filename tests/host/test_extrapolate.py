@@ -42,7 +42,8 @@ def jobs(monkeypatch):
 
 def test_every_side_grows_by_any_width_and_no_pixel_of_the_original_changes(grow):
     image = torch.cat([IMAGE, IMAGE.flip(2)])
-    grown, mask = grow(image=image, left=5, right=9, top=3, bottom=8, clean_up=0.2)
+    grown, mask, seam = grow(image=image, left=5, right=9, top=3, bottom=8, clean_up=0.2)
+    assert isinstance(seam, float) and -255 < seam < 255
     assert grown.shape == (2, H + 11, W + 14, 3) and mask.shape == grown.shape[:3]
     assert torch.equal(grown[:, 3:-8, 5:-9], image)
     inside = torch.ones_like(mask)
@@ -68,11 +69,21 @@ def test_each_side_has_its_prompt_or_the_common_one(grow, jobs, encode):
 
 
 def test_clip_guides_a_strip_where_it_is_given(grow, tiny):
-    plain, _ = grow(right=8, prompt="a star", clean_up=0.0)
-    guided, _ = grow(right=8, prompt="a star", clean_up=0.0, clip_vision=tiny.clip_vision, strength=1.0)
-    silent, _ = grow(right=8, prompt="a star", clean_up=0.0, clip_vision=tiny.clip_vision, strength=0.0)
+    plain, *_ = grow(right=8, prompt="a star", clean_up=0.0)
+    guided, *_ = grow(right=8, prompt="a star", clean_up=0.0, clip_vision=tiny.clip_vision, strength=1.0)
+    silent, *_ = grow(right=8, prompt="a star", clean_up=0.0, clip_vision=tiny.clip_vision, strength=0.0)
     assert torch.equal(plain, silent) and not torch.equal(plain, guided)
     assert torch.equal(guided[:, :, :W], IMAGE)
+
+
+def test_colours_are_led_up_to_the_seam(grow, monkeypatch):
+    def paler(model, positive, negative, vae, image, mask, settings):
+        return image * 0.8 + 0.1, None
+
+    monkeypatch.setattr(extrapolation, "paint", paler)
+    flat = torch.full_like(IMAGE, 0.9)
+    seams = [grow(image=flat, left=8, clean_up=0.0, feather=0, match_colour=match)[2] for match in (False, True)]
+    assert seams[0] == pytest.approx(255 * 0.08, rel=0.05) and abs(seams[1]) < 1
 
 
 def test_cancel_keeps_what_has_grown(grow, monkeypatch):
