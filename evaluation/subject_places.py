@@ -18,7 +18,7 @@ RARE = "sks"
 _ROOM = 64
 _UNNAMED = "a thing"
 _BODY = 2
-_RADIUS = 20.0, 5.0
+_RADIUS = 24.0, 6.0
 
 
 @dataclass(frozen=True)

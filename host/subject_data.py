@@ -10,7 +10,7 @@ from ..training.subject import draw_rows
 from ..training.subject_settings import SubjectSettings
 from .subject_folder import PictureFolder
 from .subject_telling import Condition
-from .subject_views import Item, Photo, Views, views_per_photo
+from .subject_views import Item, Photo, Views, most_views, views_per_photo
 
 # Views of a folder in memory at a time.
 STRETCH = 128
@@ -71,7 +71,8 @@ class FolderSource:
     def __init__(self, folder: PictureFolder, prompt: str, settings: SubjectSettings, build: Build) -> None:
         """prompt: of pictures without a caption of their own."""
         self.folder, self.prompt, self.settings, self.build = folder, prompt, settings, build
-        self.each = views_per_photo(settings, len(folder))
+        # Not fewer in a short run: a longer one that resumes it draws from the same.
+        self.each = most_views(settings)
         self.count = len(folder) * self.each
         self.groups = [torch.arange(self.count)]
         self.steps = max(1, STRETCH // (settings.batch * settings.accumulation))

@@ -101,12 +101,16 @@ class Item:
     photo: Photo
 
 
+def most_views(settings: SubjectSettings) -> int:
+    """Of a photo; without augmentation they are all the same."""
+    plain = settings.mask_augmentation == "none" and not settings.reference_augmentation
+    return 1 if plain else settings.views
+
+
 def views_per_photo(settings: SubjectSettings, photos: int) -> int:
     """No more than the run can use."""
-    if settings.mask_augmentation == "none" and not settings.reference_augmentation:
-        return 1
     drawn = settings.steps * settings.batch * settings.accumulation
-    return max(1, min(settings.views, -(-drawn // photos)))
+    return max(1, min(most_views(settings), -(-drawn // photos)))
 
 
 def make_views(
