@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..guidance.masks import dilate
 from .help_pages import as_picture
 from .help_pictures import Row, World
 from .vocabulary import SHAPES
@@ -79,30 +80,58 @@ def swap(world: World) -> list[Row]:
     return rows
 
 
+SCRIBBLE_LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
+
+
+def _blended(world: World, image: Tensor, mask: Tensor, text: str, **widgets: object) -> Tensor:
+    models = {"model": world.model, "clip": world.clip, "vae": world.vae, "clip_vision": world.clip_vision}
+    images, _ = world.run("InlayBlend", **models, image=image, mask=mask, text=text, steps=20, **widgets)
+    return images[0]
+
+
+def _scribble(world: World, place: int, thing: int, background: str, colour: tuple) -> tuple[Tensor, Tensor]:
+    """A thing's outline, flat in one colour, in an empty place, and a mask four pixels larger, as in the workflow."""
+    where = {"style": "photo", "background": background}
+    shape = world.job(thing, "show", **where)[1]
+    drawn = torch.where(shape[..., None] > 0.5, torch.tensor(colour), world.job(place, **where)[0])
+    return drawn, dilate((shape > 0.5).float(), 4)
+
+
 def blend(world: World) -> list[Row]:
     rows = []
     for seed in (12, 31):
         job = world.job(seed)
-        row = [("scene", job[0][0])]
-        for text, name in ((job[4], "ddpm, best of 2"), ("", "no words: removal")):
-            images, _ = world.run(
-                "InlayBlend",
-                **{"model": world.model, "clip": world.clip, "vae": world.vae, "clip_vision": world.clip_vision},
-                **{"image": job[0], "mask": job[1], "text": text, "steps": 20, "denoise": 1.0, "candidates": 2},
-            )
-            row.append((name, images[0]))
-        rows.append(row)
+        edit = _blended(world, job[0], job[1], job[4], denoise=1.0, candidates=2)
+        rows.append([("scene", job[0][0]), (job[4], as_picture(job[1])), ("ddpm, best of 2", edit)])
+    for row, seed in zip(rows, (3, 4), strict=True):
+        job = world.job(seed, "show")
+        mask = _box(job[1])
+        row += [("to be removed", job[0][0])]
+        row += [(f"no words, denoise {it:g}", _blended(world, job[0], mask, "", denoise=it)) for it in (0.75, 1.0)]
+    for scene in ((15, 21, "meadow", (0.82, 0.13, 0.13)), (8, 9, "snow", (0.12, 0.30, 0.85))):
+        drawn, mask = _scribble(world, *scene)
+        name = "red heart" if scene[0] == 15 else "blue thing"
+        text = f"a photo of a striped {name} {'on a' if scene[2] == 'meadow' else 'in the'} {scene[2]}"
+        levels = [
+            (f"denoise {level:g}", _blended(world, drawn, mask, text, denoise=level)) for level in SCRIBBLE_LEVELS
+        ]
+        rows.append([("scribble", drawn[0]), *levels])
     return rows
 
 
 def extrapolate(world: World) -> list[Row]:
-    job = world.job(25, "show")
-    grown, area = world.run(
-        "InlayExtrapolate",
-        **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0], "steps": 20},
-        **{"left": 64, "right": 64, "prompt": "a photo of nothing on a meadow"},
-    )
-    return [[("scene", job[0][0]), ("64 pixels more on both sides", grown[0]), ("what is new", as_picture(area))]]
+    rows = []
+    for seed, place in ((25, "on a meadow"), (14, "in the snow")):
+        job = world.job(seed, "show", style="photo", background=place.split()[-1])
+        models = {"model": world.model, "clip": world.clip, "vae": world.vae}
+        grown, area, seam = world.run(
+            "InlayExtrapolate",
+            **{**models, "image": job[0], "steps": 20, "left": 64, "right": 64},
+            prompt=f"a photo of nothing {place}",
+        )
+        named = ("64 pixels more on both sides", grown[0]), (f"what is new; seam {seam:.1f}", as_picture(area))
+        rows.append([("scene", job[0][0]), *named])
+    return rows
 
 
 def concept_region(world: World) -> list[Row]:

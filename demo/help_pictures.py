@@ -54,17 +54,18 @@ class World:
 
 
 def sheet(rows: Sequence[Row]) -> Image.Image:
-    """Labelled tiles, row by row."""
-    width = max(len(row) for row in rows) * (TILE + GAP) + GAP
+    """Labelled tiles of one height, row by row."""
+    widths = [[round(TILE * picture.shape[1] / picture.shape[0]) for _, picture in row] for row in rows]
+    width = max(sum(row) + GAP * len(row) for row in widths) + GAP
     page = Image.new("RGB", (width, len(rows) * (TILE + LINE + GAP) + GAP), "white")
     draw = ImageDraw.Draw(page)
     for line, row in enumerate(rows):
-        top = GAP + line * (TILE + LINE + GAP)
-        for column, (label, picture) in enumerate(row):
-            left = GAP + column * (TILE + GAP)
+        top, left = GAP + line * (TILE + LINE + GAP), GAP
+        for (label, picture), across in zip(row, widths[line], strict=True):
             pixels = (picture.detach().float().clamp(0, 1) * 255).round().byte().cpu().numpy()
-            page.paste(Image.fromarray(pixels).resize((TILE, TILE), Image.Resampling.LANCZOS), (left, top + LINE))
+            page.paste(Image.fromarray(pixels).resize((across, TILE), Image.Resampling.LANCZOS), (left, top + LINE))
             draw.text((left, top + 2), label if len(label) < 27 else f"{label[:25]}..", fill="black")
+            left += across + GAP
     return page
 
 

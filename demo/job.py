@@ -107,18 +107,24 @@ def figures(scene: np.ndarray, mask: np.ndarray, results: list[np.ndarray], befo
 
 
 def contact_sheet(rows: list[tuple[np.ndarray, ...]], titles: tuple[str, ...], tile: int = 256) -> Image.Image:
-    """One row of tiles per entry under a line of titles, each picture scaled to the width of a tile."""
-    height = round(tile * rows[0][0].shape[0] / rows[0][0].shape[1])
+    """One row of tiles per entry under a line of titles, each picture scaled to the height of a tile."""
     gap, head = 8, 24
-    size = (len(titles) * (tile + gap) + gap, head + len(rows) * (height + gap))
+    widths = [
+        max(tile, *(round(tile * row[column].shape[1] / row[column].shape[0]) for row in rows))
+        for column in range(len(titles))
+    ]
+    size = (sum(widths) + gap * (len(titles) + 1), head + len(rows) * (tile + gap))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)
+    left = gap
     for column, title in enumerate(titles):
-        left = gap + column * (tile + gap)
         draw.text((left, 6), title, fill="black")
         for row, images in enumerate(rows):
-            picture = Image.fromarray(images[column]).resize((tile, height), Image.Resampling.NEAREST)
-            sheet.paste(picture, (left, head + row * (height + gap)))
+            picture = images[column]
+            width = round(tile * picture.shape[1] / picture.shape[0])
+            picture = Image.fromarray(picture).resize((width, tile), Image.Resampling.NEAREST)
+            sheet.paste(picture, (left, head + row * (tile + gap)))
+        left += widths[column] + gap
     return sheet
 
 

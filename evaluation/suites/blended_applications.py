@@ -20,15 +20,17 @@ from ...host.painting import paint
 from .. import judging
 from ..measures import LEAST_OBJECT, find_object, seam
 from ..records import Measured
-from .blended_jobs import CFG, Edit, World, as_batch, judged, number, paint_edit
+from .blended_jobs import CFG, START, Edit, World, as_batch, judged, number, paint_edit
 
 SCRIBBLE_LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 MASK_BEYOND_SCRIBBLE = 4
 KEPT, STRIP = 80, 48
+# Whether the surroundings stand in the mask at the start, whether the model is told to avoid the thing, and the level.
 REMOVALS = {
-    "removal: from the thing": (False, False),
-    "removal: from the surroundings": (True, False),
-    "removal: from the surroundings, the thing negative": (True, True),
+    "removal: from the thing": (False, False, START),
+    "removal: from the surroundings": (True, False, START),
+    "removal: from the surroundings, from 0.5": (True, False, 0.5),
+    "removal: from the surroundings, the thing negative": (True, True, START),
 }
 GROWTHS = {
     "extrapolation: as shipped": {},
@@ -83,9 +85,9 @@ def removals(world: World, seeds: list[int], steps: int) -> list[Measured]:
     for row, seed in enumerate(seeds):
         world.study.show(seed, "to remove", "", tasks.image[row])
     measured = []
-    for name, (filled, negated) in REMOVALS.items():
+    for name, (filled, negated, level) in REMOVALS.items():
         image = without_the_thing(tasks.image, mask) if filled else tasks.image
-        settings = Edit(negated, None, steps=steps).settings(seeds[0])
+        settings = Edit(negated, None, steps=steps, denoise=level).settings(seeds[0])
         texts = batch.untold, things if negated else batch.untold
         painted = paint(world.models.model, *texts, world.models.vae, image, mask, settings)[0]
         pasted = paste_back(tasks.image, painted, mask)
