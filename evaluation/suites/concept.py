@@ -5,8 +5,8 @@ same start, with the same noise. After some of the steps it is painted into a pl
 with room around the subject, and what is in the mask is compared with the subject and with the reference's background.
 
 Saliency focus comes with each source of its mask: the paper's, the calibrated one, that of the word `thing`, and the
-true mask as the ceiling. `shipped` is what the workflows use; it and the learning rate were chosen on tuning seeds. A
-run with --tuning also shows other rates.
+true mask as the ceiling. Layers and thresholds of the second and third are chosen on tuning seeds as in the suite
+`saliency`, with the same weights. The learning rate was chosen on tuning seeds too; a run with --tuning shows others.
 """
 
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ from ..localising import overlap
 from ..records import Measured
 from ..study import Study, Suite
 from .concept_task import Likeness, Task, draw_task
+from .saliency import TUNING_SEEDS, Option, choose
 
 STEPS = (20, 60, 100, 150, 200)
 CANDIDATES = 2
@@ -49,32 +50,40 @@ WORD_MASK, TRUE_MASK = f"{FOCUS}, mask of a word", f"{FOCUS}, true mask"
 CALIBRATED = f"{FOCUS}, calibrated"
 FOCI = {
     FOCUS: ConceptSettings(mask_source="self-attention"),
-    CALIBRATED: ConceptSettings(mask_source="calibrated self-attention", layer="16x16 decoder", threshold=0.5),
+    CALIBRATED: ConceptSettings(mask_source="calibrated self-attention"),
     WORD_MASK: ConceptSettings(mask_source="masks"),
     TRUE_MASK: ConceptSettings(mask_source="masks"),
 }
 ALONE = {f"{FOCUS} alone, true mask": ConceptSettings(objective="saliency focus alone", mask_source="masks")}
-# The focus that the claims are about.
-SHIPPED = CALIBRATED
+# The focus that the claims are about, and that the workflow learns with.
+SHIPPED = WORD_MASK
+CALIBRATED_SOURCE = FOCI[CALIBRATED].mask_source
 
 
 @dataclass(frozen=True)
 class World:
+    """options: how to look for what is salient, by source."""
+
     models: DemoModels
     judge: Judge
     negative: list
+    options: dict[str, Option]
 
 
 def run(study: Study) -> None:
     load_part("unet")
     models = load_demo_models("text")
-    world = World(models, load_judge(weights_path("judge")), encode_texts(models.clip, [""]))
-    study.measure("concepts", 1, partial(_measure, study, world, _rows(study.seeds[0] < SEEDS["held-out"])))
+    options = choose(study, models, TUNING_SEEDS[:8])
+    world = World(models, load_judge(weights_path("judge")), encode_texts(models.clip, [""]), options)
+    rows = rows_with(options[CALIBRATED_SOURCE], study.seeds[0] < SEEDS["held-out"])
+    study.measure("concepts", 1, partial(_measure, study, world, rows))
 
 
-def _rows(tuning: bool) -> dict[str, ConceptSettings]:
+def rows_with(calibrated: Option, tuning: bool) -> dict[str, ConceptSettings]:
+    """What is trained, by row. calibrated: where and above what the calibrated source looks."""
     shared = {"init_word": INIT_WORD, "steps": STEPS[-1], "preview_every": 0, "learning_rate": LEARNING_RATE}
     rows = {name: replace(one, **shared) for name, one in {**BASELINES, **FOCI, **ALONE}.items()}
+    rows[CALIBRATED] = replace(rows[CALIBRATED], layer=calibrated.layer, threshold=calibrated.threshold)
     if tuning:
         for name in ("multi", SHIPPED):
             rows |= {f"{name}, rate {rate:g}": replace(rows[name], learning_rate=rate) for rate in RATES}
@@ -85,12 +94,12 @@ def at(row: str, step: int) -> str:
     return f"{row}, step {step}"
 
 
-def word_mask(models: DemoModels, image: Tensor) -> Tensor:
-    """(1, H, W): where the word `thing` acts in the picture."""
-    scores = saliency_scores(
-        models.model, models.vae, image, "words", clip=models.clip, words=INIT_WORD, layer="16x16 decoder"
-    )
-    return salient_masks(scores, 0.8)[0]
+def word_mask(models: DemoModels, task: Task, option: Option) -> Tensor:
+    """(1, H, W): where the word `thing` acts in the reference, under a sentence that names style and background."""
+    said = {"clip": models.clip, "prompt": task.caption, "words": INIT_WORD}
+    where = {"layer": option.layer, "timesteps": list(option.timesteps)}
+    scores = saliency_scores(models.model, models.vae, task.reference, "words", **said, **where)
+    return salient_masks(scores, option.threshold)[0]
 
 
 def paint_concept(world: World, task: Task, texts: list[list]) -> Tensor:
@@ -115,13 +124,14 @@ def _measure(study: Study, world: World, rows: dict[str, ConceptSettings], seeds
     (seed,) = seeds
     task = draw_task(seed)
     likeness = Likeness(world.models, world.judge, task)
-    word = word_mask(world.models, task.reference)
+    word = word_mask(world.models, task, world.options["words"])
     for column, picture in (("reference", task.reference), ("its true mask", task.reference_mask), ("word", word)):
         study.show(seed, column, task.label, picture[0])
     measured = [Measured(name, seed, likeness.values(picture)) for name, picture in _bounds(world, task).items()]
     measured.append(Measured("mask of a word", seed, {"IoU": float(overlap(word, task.reference_mask))}))
     for name, settings in rows.items():
-        masks = {WORD_MASK: word}.get(name, task.reference_mask) if settings.mask_source == "masks" else None
+        given = word if name.startswith(WORD_MASK) else task.reference_mask
+        masks = given if settings.mask_source == "masks" else None
         texts = _learn(world, task, replace(settings, seed=seed), masks)
         painted = paint_concept(world, task, list(texts.values()))
         for step, pictures in zip(texts, painted, strict=True):

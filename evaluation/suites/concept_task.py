@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from ...demo.captions import caption
 from ...demo.judge import Judge
 from ...demo.render import render
 from ...demo.scenes import Scenes
@@ -26,7 +27,7 @@ ROOM = 1.5
 
 @dataclass(frozen=True)
 class Task:
-    """One subject. Pictures (1, H, W, 3), masks (1, H, W).
+    """One subject. Pictures (1, H, W, 3), masks (1, H, W). caption: of the reference, with `thing` for the subject.
 
     reference: the subject in its style before its own background. behind: that background without it. place, truth,
     another: another background in the same style, empty, with the subject, with another subject. around: of the
@@ -35,6 +36,7 @@ class Task:
 
     seed: int
     label: str
+    caption: str
     reference: Tensor
     reference_mask: Tensor
     around: Tensor
@@ -57,6 +59,7 @@ def draw_task(seed: int) -> Task:
     return Task(
         seed=seed,
         label=f"{STYLES[style]}, from {BACKGROUNDS[own]} to {BACKGROUNDS[other]}",
+        caption=caption(reference, 0),
         reference=shown.image,
         reference_mask=shown.masks[:, 0],
         around=place_masks(reference, ROOM),

@@ -119,9 +119,9 @@ def scores_of(models: DemoModels, batch: Batch, option: Option) -> Tensor:
     return torch.cat(rows)
 
 
-def choose(study: Study, models: DemoModels) -> dict[str, Option]:
+def choose(study: Study, models: DemoModels, seeds: Sequence[int] | None = None) -> dict[str, Option]:
     """Of each source the option of the highest mean overlap on tuning seeds, measured once for each set of weights."""
-    seeds = list(TUNING_SEEDS)
+    seeds = list(TUNING_SEEDS if seeds is None else seeds)
     for first in range(0, len(seeds), BATCH):
         group = seeds[first : first + BATCH]
         if not study.records.has("options", group):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from inlay.demo.training.pictures import SEEDS
 from inlay.evaluation.suites import concept, concept_task
+from inlay.evaluation.suites.saliency import Option
 from inlay.training.concept import ConceptSettings
 
 SEED = SEEDS["held-out"]
@@ -22,7 +23,7 @@ def test_a_task_has_the_subject_before_two_backgrounds():
         changed = (task.reference - task.behind).abs().amax(-1) > 0.05
         assert changed[thing].float().mean() > 0.6 and (changed & (task.around == 0)).float().mean() < 0.02
         assert ((task.truth - task.place).abs().amax(-1)[task.mask == 0] > 0.05).float().mean() < 0.05
-        assert not torch.equal(task.truth, task.another)
+        assert not torch.equal(task.truth, task.another) and " thing " in task.caption
 
 
 class Blue:
@@ -88,10 +89,14 @@ def test_the_claims():
 
 
 def test_rows_differ_in_what_their_name_says():
-    rows = concept._rows(tuning=False)
+    calibrated = Option("calibrated self-attention", "8x8", (300,), 0.75)
+    rows = concept.rows_with(calibrated, tuning=False)
+    found = rows[concept.CALIBRATED]
+    assert (found.mask_source, found.layer, found.threshold) == ("calibrated self-attention", "8x8", 0.75)
+    assert rows[concept.FOCUS].layer == "auto" and rows[concept.FOCUS].threshold == 1
     assert all(one.learning_rate == concept.LEARNING_RATE and one.init_word == "thing" for one in rows.values())
     assert {one.objective for one in rows.values()} == {*concept.BASELINES, "saliency focus", "saliency focus alone"}
-    tuned = set(concept._rows(tuning=True)) - set(rows)
+    tuned = set(concept.rows_with(calibrated, tuning=True)) - set(rows)
     assert tuned == {f"{name}, rate {rate:g}" for name in ("multi", concept.SHIPPED) for rate in concept.RATES}
     assert isinstance(rows[concept.SHIPPED], ConceptSettings) and concept.SHIPPED in concept.FOCI
 
@@ -102,7 +107,9 @@ def test_the_suite(random_world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(concept, "CANDIDATES", 1)
     monkeypatch.setattr(concept, "BASELINES", {"multi": ConceptSettings(objective="multi", accumulation=1)})
     monkeypatch.setattr(concept, "ALONE", {})
-    kept = {name: concept.FOCI[name] for name in (concept.SHIPPED, concept.TRUE_MASK)}
+    options = {source: Option(source) for source in ("calibrated self-attention", "words")}
+    monkeypatch.setattr(concept, "choose", lambda study, models, seeds: options)
+    kept = {name: concept.FOCI[name] for name in (concept.CALIBRATED, concept.WORD_MASK)}
     monkeypatch.setattr(concept, "FOCI", kept)
     assert evaluation.main(["concept", "--seeds", "2", "--out", str(tmp_path)]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
