@@ -49,6 +49,7 @@ class Guidance:
 def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
     """A clone of the model that follows the guidance in every sampler. Strength 0 leaves the clone without a patch.
 
+    On the way up, from a picture to its noise, there is no guidance: an inversion is to find the picture's own path.
     Several guidances on one model add up and share its forward. Raises ValueError for models without
     variance-preserving noise.
     """
@@ -69,7 +70,8 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
 
     def predict(executor, x, timestep, model_options=None, seed=None):
         model_options = model_options or {}
-        if not _active(executor.class_obj.inner_model.model_sampling, timestep, guidance):
+        sampling = executor.class_obj.inner_model.model_sampling
+        if _climbs(model_options) or not _active(sampling, timestep, guidance):
             return executor(x, timestep, model_options, seed)
         comfy.model_management.throw_exception_if_processing_interrupted()
         step = _exact if guidance.mode == "exact" else _fast
@@ -84,6 +86,11 @@ def _active(sampling: Any, timestep: Tensor, guidance: Guidance) -> bool:
     sigma = float(timestep.flatten()[0])
     first, last = (float(sampling.percent_to_sigma(it)) for it in (guidance.start_percent, guidance.end_percent))
     return last <= sigma <= first
+
+
+def _climbs(model_options: dict) -> bool:
+    levels = model_options.get("transformer_options", {}).get("sample_sigmas")
+    return levels is not None and len(levels) > 1 and bool(levels[-1] > levels[0])
 
 
 def _exact(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None, guidance: Guidance) -> Tensor:

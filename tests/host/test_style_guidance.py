@@ -120,6 +120,22 @@ def test_the_raw_move_is_equation_6(tiny, run, mode):
     torch.testing.assert_close(captured["slope"][0], captured["length"], rtol=0.03, atol=0)
 
 
+@MODES
+def test_an_inversion_finds_the_pictures_own_path(loaded, run, encode, mode):
+    """Paint Into Mask inverts on the model that it is given, with its guidance."""
+    from inlay.host.inversion import invert_latent
+
+    latent = torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(4))
+
+    def path(model):
+        with torch.inference_mode():
+            return invert_latent(model, latent, 64, 80, encode(""), steps=2)[0].noises
+
+    guided = execute(loaded, mode=mode, strength=0.5)
+    assert torch.equal(path(guided), path(loaded.model))
+    assert not torch.equal(run(guided, steps=1), run(loaded.model, steps=1))
+
+
 def test_raw_and_fast_leaves_the_highest_noise_alone(loaded, run):
     """Where 1 / a_t = sqrt(1 + sigma^2) is above 8."""
     plain = predictions(loaded.model, run, steps=1)[0]
