@@ -34,6 +34,7 @@ from ..records import Measured
 from ..study import Study, Suite
 from ..swap_look import Look, through_vae
 from ..swap_rows import (
+    ALL_ROWS,
     CDS,
     DDS,
     EVERY_STEP,
@@ -42,7 +43,6 @@ from ..swap_rows import (
     OUR_BOX,
     OUR_BOX_BY_OURS,
     OURS,
-    PROMPT_ROWS,
     SDS,
     TRUE_BOX_BY_OURS,
     Row,
@@ -181,8 +181,8 @@ CONTRASTS = (
     (OURS, CDS),
     (OURS, NO_BGM),
     (OURS, NO_SECR),
-    (PROMPT_ROWS, OURS),
-    (PROMPT_ROWS, NO_SECR),
+    (OURS, ALL_ROWS),
+    (ALL_ROWS, NO_SECR),
     (OURS, EVERY_STEP),
     (OURS, OUR_BOX),
     *((f"{name} with SSGU, lambda 5", name) for name in (SDS, DDS)),

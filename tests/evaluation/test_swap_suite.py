@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import inlay.evaluation as evaluation
 import pytest
@@ -12,6 +13,7 @@ from inlay.evaluation import swap_rows, swap_scenes
 from inlay.evaluation.non_inferiority import NotBelow
 from inlay.evaluation.perceptual import judge_distance
 from inlay.evaluation.suites import swap
+from inlay.host.swap_settings import SwapSettings
 from inlay.training.concept import ConceptSettings
 
 JOBS = [swap_scenes.draw_job(seed) for seed in range(95_000_000, 95_000_030)]
@@ -88,11 +90,23 @@ def test_rows_differ_from_instantswap_in_what_they_say():
         return {key for key in ours if ours[key] != its[key]}
 
     assert changed(swap_rows.NO_BGM) == {"bgm"} and changed(swap_rows.NO_SECR) == {"secr"}
-    assert changed(swap_rows.EVERY_STEP) == {"skip"} and changed(swap_rows.OUR_BOX) == set()
+    assert changed(swap_rows.ALL_ROWS) == {"rows"} and changed(swap_rows.EVERY_STEP) == {"skip"}
+    assert changed(swap_rows.OUR_BOX) == set()
     assert changed(swap_rows.DDS) == {"method", "iterations", "skip", "timesteps", "t_min", "t_max"}
     assert all(row.settings.paste == "none" for row in rows.values())
     assert swap_rows.gradients(rows[swap_rows.OURS].settings) == 110
     assert swap_rows.gradients(rows[swap_rows.EVERY_STEP].settings) == 550
+
+
+def test_the_shipped_options_are_the_workflows():
+    folder = Path(__file__).parents[2] / "workflows" / "api"
+    nodes = [node for path in folder.glob("*.json") for node in json.loads(path.read_text()).values()]
+    swaps = [node["inputs"] for node in nodes if node["class_type"] == "InlaySwap"]
+    ours = vars(swap_rows.swap_rows(1, 1)[swap_rows.OURS].settings)
+    assert len(swaps) >= 5
+    for inputs in swaps:
+        given = {**vars(SwapSettings()), **{name: inputs[name] for name in ours if name in inputs}}
+        assert {name for name in ours if given[name] != ours[name]} <= {"seed", "paste"}
 
 
 @pytest.fixture
