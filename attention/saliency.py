@@ -33,18 +33,23 @@ def column_sums(queries: Tensor, keys: Tensor, heads: int, budget: int = BUDGET)
     return sum(weights.sum(1) for _, weights in attention_rows(queries, keys, heads, budget))
 
 
+def standardised(maps: Tensor) -> Tensor:
+    """Maps (B, h, w) in standard deviations from their mean. A flat map is 0 everywhere."""
+    centred = maps - maps.mean((1, 2), keepdim=True)
+    deviation = centred.square().mean((1, 2), keepdim=True).sqrt()
+    return centred / deviation.clamp_min(torch.finfo(maps.dtype).eps)
+
+
 def oriented(maps: Tensor) -> Tensor:
     """Maps (B, h, w) in standard deviations from their mean, turned so that the picture's border lies below it.
 
     On some layers objects receive more attention than their surroundings and on others less. An object is what
-    touches the border least, so no layer's sign has to be known. A flat map is 0 everywhere.
+    touches the border least, so no layer's sign has to be known.
     """
-    centred = maps - maps.mean((1, 2), keepdim=True)
-    deviation = centred.square().mean((1, 2), keepdim=True).sqrt()
     edge = torch.ones_like(maps[0], dtype=torch.bool)
     edge[1:-1, 1:-1] = False
-    sign = torch.where(centred[:, edge].mean(1) > 0, -1.0, 1.0)
-    return centred * sign[:, None, None] / deviation.clamp_min(torch.finfo(maps.dtype).eps)
+    maps = standardised(maps)
+    return maps * torch.where(maps[:, edge].mean(1) > 0, -1.0, 1.0)[:, None, None]
 
 
 def mean_map(maps: list[Tensor]) -> Tensor:

@@ -111,7 +111,7 @@ def saliency(world: World) -> list[Row]:
         job = world.job(seed, "show")
         both = {"model": world.model, "vae": world.vae, "image": job[0]}
         row = [("scene", job[0][0]), ("truth", as_picture(job[1]))]
-        for source in ("self-attention", "calibrated self-attention"):
+        for source in ("self-attention", "calibrated self-attention", "attention to the border"):
             row.append((source, world.run("InlaySaliencyMask", source=source, **both)[2][0]))
         words = {"clip": world.clip, "prompt": job[4], "words": job[4].split(" on ")[0].split(" in ")[0].split()[-1]}
         row.append(("words", world.run("InlaySaliencyMask", source="words", **both, **words)[2][0]))

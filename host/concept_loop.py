@@ -19,7 +19,8 @@ from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
 from ..attention.overlay import overlay
-from ..attention.saliency import column_sums, mean_map, oriented, resize_map
+from ..attention.saliency import resize_map
+from ..attention.salient_sources import RECEIVED, joined_map, layer_map
 from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors, draw_example
 from ..training.objectives import Estimate, Objective, objective_loss
 from .attention_capture import Seen, watch_attention
@@ -37,7 +38,6 @@ _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREVIEW_STEPS = 12
 PREVIEW_CFG = 5.0
 PREVIEW_SIDE = 1024
-CALIBRATED = "calibrated self-attention"
 # Told the number of steps done, and the vectors, which the next step changes.
 AfterStep = Callable[[int, Vectors], None]
 
@@ -48,7 +48,7 @@ class Material:
 
     conditioning: of the first vectors. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode returns them.
     masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1], padded as for
-    the VAE, for a term that looks at them. layers: those S is read from.
+    the VAE, for a term that looks at them. layers: those S is read from. reading: how, of READINGS.
     """
 
     model: ModelPatcher
@@ -61,6 +61,7 @@ class Material:
     masks: Tensor | None
     pixels: Tensor | None
     layers: list[BlockKey]
+    reading: str = RECEIVED
 
 
 class ConceptLoop:
@@ -206,7 +207,7 @@ class ConceptLoop:
         return comfy.samplers.calc_cond_batch(self.network, [conds], noised, sigma, self.options)[0]
 
     def _see(self, seen: Seen) -> None:
-        self.seen.append(column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid))
+        self.seen.append(layer_map(self.material.reading, seen.queries, seen.keys, seen.heads, seen.grid))
 
     def _saliency(self, views: list[int], pictures: list[int]) -> Tensor:
         """S, (n, 1, h, w): of the forward just made, or the user's masks."""
@@ -215,9 +216,8 @@ class ConceptLoop:
         else:
             if not self.seen:
                 raise ValueError(BLIND)
-            calibrated = self.settings.mask_source == CALIBRATED
-            received = mean_map([oriented(one) for one in self.seen] if calibrated else self.seen)
-            masks = (resize_map(received, *self.clean.shape[-2:]) >= self.settings.threshold).float()[:, None]
+            salient = joined_map(self.material.reading, self.seen)
+            masks = (resize_map(salient, *self.clean.shape[-2:]) >= self.settings.threshold).float()[:, None]
         self.pending += zip(views, pictures, masks[:, 0].cpu(), strict=True)
         return masks.to(self.device)
 

@@ -9,12 +9,13 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..attention.salient_sources import READINGS, RECEIVED
 from ..guidance.masks import fit_mask, latent_mask
 from ..training.concept import ConceptSettings, ConceptTraining, Vectors
 from ..training.objectives import OBJECTIVES
 from .cancelled import keep_pictures
 from .concept_checkpoint import ConceptCheckpoint
-from .concept_loop import CALIBRATED, AfterStep, ConceptLoop, Material
+from .concept_loop import AfterStep, ConceptLoop, Material
 from .concept_text import ConceptText
 from .embedding_files import embedding_name, save_embedding
 from .gradients import ordinary
@@ -24,7 +25,7 @@ from .saliency import chosen_layers, self_attention_map
 from .salient_masks import AUTO_LAYER, salient_masks
 from .unet_blocks import BlockKey
 
-MASK_SOURCES = ("auto", "self-attention", CALIBRATED, "masks")
+MASK_SOURCES = ("auto", *READINGS, "masks")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 # Where a picture's saliency is looked at before training.
 TIMESTEPS = (500, 300, 100)
@@ -122,10 +123,11 @@ class _Job:
             if objective.extra == "pixel":
                 planes = [view.movedim(-1, 1).flatten(0, 1) for view in self._views(images)]
                 pixels = torch.stack([pad_mask(plane, vae).unflatten(0, (-1, 3)) for plane in planes]) * 2 - 1
-        layers = []
+        layers, reading = [], settings.mask_source if settings.mask_source in READINGS else RECEIVED
         if objective.extra == "focus" and masks is None:
-            layers = _legible_layers(model, conditioning, latents[0], settings)
-        self.material = Material(model, text, vae, conditioning, objective, images, latents, cells, pixels, layers)
+            layers = _legible_layers(model, conditioning, latents[0], settings, reading)
+        views = images, latents, cells, pixels
+        self.material = Material(model, text, vae, conditioning, objective, *views, layers, reading)
         self.checkpoint = ConceptCheckpoint(name.strip(), model, settings, images, masks, start)
 
     def _views(self, values: Tensor) -> list[Tensor]:
@@ -180,14 +182,12 @@ def _given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings
 
 
 def _legible_layers(
-    model: ModelPatcher, conditioning: list, latents: Tensor, settings: ConceptSettings
+    model: ModelPatcher, conditioning: list, latents: Tensor, settings: ConceptSettings, reading: str
 ) -> list[BlockKey]:
     """The layers that S is read from. Raises ValueError for a picture in which they find nothing salient."""
-    calibrated = settings.mask_source == CALIBRATED
-    source = CALIBRATED if calibrated else "self-attention"
-    layers = chosen_layers(model, latents, AUTO_LAYER[source] if settings.layer == "auto" else settings.layer)
+    layers = chosen_layers(model, latents, AUTO_LAYER[reading] if settings.layer == "auto" else settings.layer)
     maps = [
-        self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, calibrated)
+        self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, reading)
         for one in latents.split(1)
     ]
     salient_masks(torch.cat(maps), settings.threshold)

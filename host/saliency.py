@@ -5,7 +5,8 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..attention.cross_maps import refined_map, word_map
-from ..attention.saliency import column_sums, mean_map, oriented, resize_map
+from ..attention.saliency import mean_map, resize_map
+from ..attention.salient_sources import RECEIVED, joined_map, layer_map
 from .attention_capture import Seen, watch_attention
 from .attention_layers import choose_layers, layer_grids, require_readable
 from .attention_pass import clean_forwards, draw_noises
@@ -31,20 +32,19 @@ def self_attention_map(
     timesteps: list[float],
     draws: int = 1,
     seed: int = 0,
-    calibrated: bool = False,
+    reading: str = RECEIVED,
 ) -> Tensor:
     """O of one picture (Spin's saliency before its threshold), (1, h, w) on the finest of the layers' grids, fp32.
 
-    latent: (1, C, h, w). The mean over layers, timesteps and noise draws; its own mean is 1 where the layers share one
-    grid. calibrated: each layer's mean map is standardised and its sign set by `oriented` before layers are averaged,
-    and the result standardised again.
+    latent: (1, C, h, w). reading: of READINGS, as joined_map has them. The mean over timesteps and noise draws, and
+    then over layers; with RECEIVED its own mean is 1 where the layers share one grid.
     """
     sums: dict[BlockKey, Tensor] = {}
     passes = 0
 
     def report(seen: Seen) -> None:
-        received = column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid)
-        sums[seen.layer] = sums.get(seen.layer, 0) + received.cpu()
+        found = layer_map(reading, seen.queries, seen.keys, seen.heads, seen.grid)
+        sums[seen.layer] = sums.get(seen.layer, 0) + found.cpu()
 
     noises = iter(draw_noises(seed, latent, draws * len(timesteps)))
     with clean_forwards(watch_attention(model, layers, report, "self"), conditioning, latent) as forward:
@@ -54,9 +54,7 @@ def self_attention_map(
                 passes += 1
     if not sums:
         raise ValueError(BLIND)
-    maps = [total / passes for total in sums.values()]
-    # The mean of maps that agree in part deviates less than each of them.
-    return oriented(mean_map([oriented(one) for one in maps])) if calibrated else mean_map(maps)
+    return joined_map(reading, [total / passes for total in sums.values()])
 
 
 def word_maps(

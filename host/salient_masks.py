@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..attention.boxes import largest_component
 from ..attention.saliency import soften
+from ..attention.salient_sources import BORDER, CALIBRATED, READINGS, RECEIVED
 from ..guidance.masks import dilate, erode, fit_mask
 from .attention_layers import require_readable
 from .inversion import empty_conditioning
@@ -15,9 +16,9 @@ from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, self_attention_map, word_maps
 from .tokens import concept_positions, encode_text
 
-SOURCES = ("self-attention", "calibrated self-attention", "words", "mask")
+SOURCES = (*READINGS, "words", "mask")
 # Where each source localises: the paper's block, and the grid where signs and words are legible.
-AUTO_LAYER = {"self-attention": "middle", "calibrated self-attention": "16x16", "words": "16x16"}
+AUTO_LAYER = {RECEIVED: "middle", CALIBRATED: "16x16", BORDER: "16x16 decoder", "words": "16x16"}
 
 
 def saliency_scores(
@@ -36,9 +37,9 @@ def saliency_scores(
 ) -> Tensor:
     """How salient each pixel is, (B, H, W) fp32 on the CPU, in the unit in which 1 is the source's usual threshold.
 
-    image: (B, H, W, 3). self-attention: O of Spin, mean 1. calibrated self-attention: standard deviations above the
-    picture's mean. words: the map of the words, from its least value, in halves of its greatest; an empty prompt is
-    the words alone.
+    image: (B, H, W, 3). self-attention: O of Spin, mean 1. The calibrated one and attention to the border: standard
+    deviations above the picture's mean. words: the map of the words, from its least value, in halves of its greatest;
+    an empty prompt is the words alone.
     """
     require_readable(model)
     layer = AUTO_LAYER[source] if layer == "auto" else layer
@@ -57,8 +58,7 @@ def saliency_scores(
             seen = word_maps(model, conditioning, latent, positions, layers, timesteps, draws, seed, stretch=True)
             maps.append(2 * seen.mean(0, keepdim=True) / seen.mean(0).amax())
         else:
-            calibrated = source != "self-attention"
-            maps.append(self_attention_map(model, conditioning, latent, layers, timesteps, draws, seed, calibrated))
+            maps.append(self_attention_map(model, conditioning, latent, layers, timesteps, draws, seed, source))
         progress.update(1)
     return on_picture(torch.cat(maps), *image.shape[1:3], vae.spacial_compression_encode())
 

@@ -24,7 +24,8 @@ class SaliencyMask(io.ComfyNode):
                     options=list(SOURCES),
                     default="self-attention",
                     tooltip="self-attention: the paper's map. calibrated: each layer turned so that the picture's "
-                    "border is background. words: where given words act. mask: your own mask.",
+                    "border is background. attention to the border: what attends least to it. words: where given words "
+                    "act. mask: your own mask.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -32,8 +33,8 @@ class SaliencyMask(io.ComfyNode):
                     min=0.01,
                     max=10.0,
                     step=0.01,
-                    tooltip="Gamma. self-attention: times the average attention. calibrated: standard deviations "
-                    "above the average. words: halves of the strongest response.",
+                    tooltip="Gamma. self-attention: times the average attention. calibrated and border: standard "
+                    "deviations above the average. words: halves of the strongest response.",
                 ),
                 io.Combo.Input(
                     "layer",

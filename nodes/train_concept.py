@@ -81,7 +81,8 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="What the focus takes for salient. auto: your masks, else self-attention. self-attention: "
-                    "of each training forward (paper). calibrated: turned so that the border is background.",
+                    "of each training forward (paper). calibrated: turned so that the border is background. attention "
+                    "to the border: what attends least to it.",
                 ),
                 io.Combo.Input(
                     "layer",
@@ -89,7 +90,8 @@ class TrainConcept(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="Where self-attention is read. auto: the middle block, or 16x16 when calibrated.",
+                    tooltip="Where self-attention is read. auto: the middle block; 16x16 when calibrated; 16x16 "
+                    "decoder for the border.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -100,7 +102,7 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Gamma: salient is what receives at least this many times the average attention; "
-                    "calibrated, what lies this many deviations above it.",
+                    "calibrated and border, what lies this many deviations above it.",
                 ),
                 io.Float.Input(
                     "weight",

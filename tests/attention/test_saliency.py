@@ -6,6 +6,7 @@ import pytest
 import torch
 from inlay.attention.cross_maps import refined_map, spread, word_map
 from inlay.attention.saliency import BUDGET, attention_rows, column_sums, mean_map, oriented, resize_map, soften
+from inlay.attention.salient_sources import BORDER, READINGS, RECEIVED, joined_map, layer_map
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HEADS = 3
@@ -151,3 +152,33 @@ def test_the_refined_map_is_equation_8(qk):
     plain = refined_map([], cross, alpha=3).double()
     want = torch.stack(cross).double().mean(0) ** 3
     assert torch.allclose(plain, want / want.amax(1, keepdim=True), atol=1e-5)
+
+
+def test_what_attends_least_to_the_border_is_salient(qk):
+    grid = (5, 7)
+    weights = full_attention(*qk, HEADS).mean(1)
+    edge = torch.ones(5, 7, dtype=torch.float64)
+    edge[1:-1, 1:-1] = 0
+    want = -(weights @ edge.flatten()).unflatten(1, grid)
+    found = layer_map(BORDER, *qk, HEADS, grid)
+    assert torch.allclose(found.double(), want, atol=1e-5)
+    joined = joined_map(BORDER, [found, found])
+    assert torch.allclose(joined, (found - found.mean((1, 2), keepdim=True)) / found.std((1, 2), False)[:, None, None])
+
+
+def test_parts_that_attend_to_themselves_show_by_the_border_and_not_by_the_column_sum():
+    thing = torch.zeros(1, 6, 8)
+    thing[:, 2:4, 3:6] = 1
+    own = 40 * torch.stack([thing.flatten(1), 1 - thing.flatten(1)], 2)
+    received, kept = (layer_map(reading, own, own, 1, (6, 8)) for reading in (RECEIVED, BORDER))
+    assert torch.allclose(received, torch.ones(1, 6, 8), atol=1e-4)
+    assert kept[thing > 0].min() > kept[thing == 0].max() + 0.3
+
+
+def test_every_row_of_a_batch_is_read_by_itself(qk):
+    for reading in READINGS:
+        alone = [
+            joined_map(reading, [layer_map(reading, q[None], k[None], HEADS, (5, 7))]) for q, k in zip(*qk, strict=True)
+        ]
+        together = joined_map(reading, [layer_map(reading, *qk, HEADS, (5, 7))])
+        assert torch.allclose(together, torch.cat(alone), atol=1e-5)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from inlay.demo.training.pictures import SEEDS
 from inlay.evaluation.suites import concept, concept_task
-from inlay.evaluation.suites.saliency import Option
+from inlay.evaluation.suites.saliency import THRESHOLDS, Option
 from inlay.training.concept import ConceptSettings
 
 SEED = SEEDS["held-out"]
@@ -89,14 +89,18 @@ def test_the_claims():
 
 
 def test_rows_differ_in_what_their_name_says():
-    calibrated = Option("calibrated self-attention", "8x8", (300,), 0.75)
-    rows = concept.rows_with(calibrated, tuning=False)
+    options = {
+        "calibrated self-attention": Option("calibrated self-attention", "8x8", (300,), 0.75),
+        "attention to the border": Option("attention to the border", "decoder", (300,), 1.25),
+    }
+    rows = concept.rows_with(options, tuning=False)
+    assert (rows[concept.BORDER].layer, rows[concept.BORDER].threshold) == ("decoder", 1.25)
     found = rows[concept.CALIBRATED]
     assert (found.mask_source, found.layer, found.threshold) == ("calibrated self-attention", "8x8", 0.75)
     assert rows[concept.FOCUS].layer == "auto" and rows[concept.FOCUS].threshold == 1
     assert all(one.learning_rate == concept.LEARNING_RATE and one.init_word == "thing" for one in rows.values())
     assert {one.objective for one in rows.values()} == {*concept.BASELINES, "saliency focus", "saliency focus alone"}
-    tuned = set(concept.rows_with(calibrated, tuning=True)) - set(rows)
+    tuned = set(concept.rows_with(options, tuning=True)) - set(rows)
     assert tuned == {f"{name}, rate {rate:g}" for name in ("multi", concept.SHIPPED) for rate in concept.RATES}
     assert isinstance(rows[concept.SHIPPED], ConceptSettings) and concept.SHIPPED in concept.FOCI
 
@@ -107,9 +111,10 @@ def test_the_suite(random_world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(concept, "CANDIDATES", 1)
     monkeypatch.setattr(concept, "BASELINES", {"multi": ConceptSettings(objective="multi", accumulation=1)})
     monkeypatch.setattr(concept, "ALONE", {})
-    options = {source: Option(source) for source in ("calibrated self-attention", "words")}
+    options = {source: Option(source) for source in THRESHOLDS}
     monkeypatch.setattr(concept, "choose", lambda study, models, seeds: options)
-    kept = {name: concept.FOCI[name] for name in (concept.CALIBRATED, concept.WORD_MASK)}
+    names = (concept.CALIBRATED, concept.BORDER, concept.WORD_MASK)
+    kept = {name: concept.FOCI[name] for name in names}
     monkeypatch.setattr(concept, "FOCI", kept)
     assert evaluation.main(["concept", "--seeds", "2", "--out", str(tmp_path)]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])

@@ -77,8 +77,9 @@ def test_the_suite(random_world, monkeypatch, tmp_path, capsys):
     assert evaluation.main(["saliency", "--seeds", "2", "--out", str(tmp_path)]) == 0
     report = json.loads(capsys.readouterr().out.splitlines()[-1])
     rows = {row["name"]: row for row in report["rows"]}
-    assert [claim["id"] for claim in report["claims"]] == ["calibrated-over-column-sum", "words-over-column-sum"]
-    assert [claim["holds"] for claim in report["claims"]] == [None, None]
+    expected = [f"{source}-over-column-sum" for source in ("calibrated", "border", "words")]
+    assert [claim["id"] for claim in report["claims"]] == expected
+    assert [claim["holds"] for claim in report["claims"]] == [None] * 3
     # True of any weights: the grid limits every source, and nothing of the tuning seeds is in the report.
     assert 0.5 < rows[saliency.GIVEN]["IoU"]["mean"] < 1 and rows[saliency.GIVEN]["AUC"]["mean"] > 0.95
     assert rows[saliency.EVERYTHING]["share masked"]["mean"] == 1

@@ -151,7 +151,7 @@ def test_the_forward_is_conditional_and_at_the_asked_noise(tiny, text, latent):
 
 def test_calibrated_maps_are_standard_deviations_above_the_border(tiny, text, latent):
     keys = chosen_layers(tiny.model, latent, "all")
-    seen = self_attention_map(tiny.model, text, latent, keys, [300.0], calibrated=True)[0]
+    seen = self_attention_map(tiny.model, text, latent, keys, [300.0], reading="calibrated self-attention")[0]
     assert abs(float(seen.mean())) < 1e-5 and abs(float(seen.std(correction=0)) - 1) < 1e-5
     assert torch.cat([seen[0], seen[-1], seen[1:-1, 0], seen[1:-1, -1]]).mean() <= 0
 

@@ -97,7 +97,7 @@ def test_flow_and_joint_attention_models_are_refused(tiny, pictures, mask_salien
                 mask_salient()
 
 
-@pytest.mark.parametrize("source", ["self-attention", "calibrated self-attention", "words"])
+@pytest.mark.parametrize("source", ["self-attention", "calibrated self-attention", "attention to the border", "words"])
 def test_every_source_masks_at_its_threshold(mask_salient, tiny, source):
     options = {"clip": tiny.clip, "words": "star", "prompt": PROMPT} if source == "words" else {}
     mask, soft, preview = mask_salient(source=source, **options)

@@ -1,0 +1,43 @@
+"""What is salient by self-attention, in three readings of the same matrix A (rows are queries and sum to 1).
+
+Attention from a thing mostly stays on the thing, and attention from the surroundings on the surroundings. The paper's
+column sum does not show that: what a place receives is about 1 wherever as much attention leaves a part of the picture
+as enters it, however well the parts are told apart. The share of its attention that a place gives to the picture's
+border does show it.
+"""
+
+import torch
+from torch import Tensor
+
+from .cross_maps import spread
+from .saliency import column_sums, mean_map, oriented, standardised
+
+RECEIVED = "self-attention"
+CALIBRATED = "calibrated self-attention"
+BORDER = "attention to the border"
+READINGS = (RECEIVED, CALIBRATED, BORDER)
+
+
+def layer_map(reading: str, queries: Tensor, keys: Tensor, heads: int, grid: tuple[int, int]) -> Tensor:
+    """(B, h, w) fp32, more where it is more salient: of one layer's self-attention. queries, keys: (B, h w, heads * d).
+
+    BORDER: minus the share of each place's attention that goes to the cells along the picture's edge. Else O (Spin).
+    """
+    if reading != BORDER:
+        return column_sums(queries, keys, heads).unflatten(1, grid)
+    edge = torch.ones(1, *grid, device=queries.device)
+    edge[:, 1:-1, 1:-1] = 0
+    return -spread(queries, keys, heads, edge.flatten(1).expand(len(queries), -1)).unflatten(1, grid)
+
+
+def joined_map(reading: str, maps: list[Tensor]) -> Tensor:
+    """Layers' maps (B, h_i, w_i) as one, on the finest of their grids.
+
+    RECEIVED: their mean. CALIBRATED, BORDER: in standard deviations above the picture's mean, each layer's first;
+    CALIBRATED turns each so that the border lies below the mean.
+    """
+    if reading == RECEIVED:
+        return mean_map(maps)
+    put = oriented if reading == CALIBRATED else standardised
+    # The mean of maps that agree in part deviates less than each of them.
+    return put(mean_map([put(one) for one in maps]))
