@@ -7,13 +7,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool1d, pad
 
-from .masks import dilate, erode
-
 SIDES = ("left", "right", "top", "bottom")
 STRIPS = 4
 CELL = 8
-BAND = 4
-SMOOTH = 17
+BAND, SMOOTH = 4, 17
+LOOK = 8
 LARGEST_MATCH = 0.15
 
 
@@ -82,38 +80,50 @@ def match_seam(painted: Tensor, window: Tensor, side: str, masked: int) -> Tenso
     both sides of the seam, smoothed along it and at most LARGEST_MATCH, is added at the seam and fades towards the far
     edge. Nothing changes outside the painted pixels.
     """
-    flipped = side in ("left", "top")
-    dim = 2 if side in ("left", "right") else 1
-    old, new = (it.movedim(dim, 1) for it in (window, painted))
-    if flipped:
-        old, new = old.flip(1), new.flip(1)
+    old, new = _towards(window, side), _towards(painted, side).clone()
     seam = new.shape[1] - masked
     band = min(BAND, masked, seam)
-    jump = old[:, seam - band : seam].mean(1) - new[:, seam : seam + band].mean(1)
-    for _ in range(2):
-        jump = avg_pool1d(jump.mT, SMOOTH, 1, SMOOTH // 2, count_include_pad=False).mT
+    jump = _smoothed(old[:, seam - band : seam].mean(1) - new[:, seam : seam + band].mean(1), SMOOTH)
     far = (torch.arange(masked, dtype=new.dtype, device=new.device) + 0.5) / masked
     fade = 1 - far * far * (3 - 2 * far)
-    moved = new.clone()
-    moved[:, seam:] += fade[:, None, None] * jump.clamp(-LARGEST_MATCH, LARGEST_MATCH)[:, None]
-    return (moved.flip(1) if flipped else moved).movedim(1, dim).clamp(0, 1)
+    new[:, seam:] += fade[:, None, None] * jump.clamp(-LARGEST_MATCH, LARGEST_MATCH)[:, None]
+    return _towards(new, side, back=True).clamp(0, 1)
 
 
-def seam_excess(picture: Tensor, new: Tensor) -> Tensor:
-    """How much larger, in 255ths, the step into the new area is than the steps beside it: (B,), about 0 for no seam.
+def seam_step(picture: Tensor, new: Tensor) -> Tensor:
+    """How much the colours on the two sides of the seam differ, in 255ths, (B,).
 
-    picture: (B, H, W, C) in [0, 1]. new: (B, H, W), 1 = new.
+    picture: (B, H, W, C) in [0, 1]. new: (B, H, W), 1 around the original. Compared are mean colours over LOOK pixels
+    across and twice that along: a soft edge counts like a hard one, and fine texture does not count.
     """
-    beside = [_border_step(picture, dilate(new, 1)), _border_step(picture, erode(new, 1))]
-    return 255 * (_border_step(picture, new) - torch.stack(beside).mean(0))
+    top, left = (int((new[0] == 0).any(dim).nonzero()[0]) for dim in (1, 0))
+    height, width = (int((new[0] == 0).any(dim).sum()) for dim in (1, 0))
+    found, along = picture.new_zeros(len(picture)), 0
+    for side in SIDES:
+        part = picture[:, top : top + height] if side in ("left", "right") else picture[:, :, left : left + width]
+        grown = _towards(part, side)
+        size = width if side in ("left", "right") else height
+        before = {"left": grown.shape[1] - left, "top": grown.shape[1] - top, "right": left + width}
+        seam = before.get(side, top + height)
+        look = min(LOOK, size, grown.shape[1] - seam)
+        if look > 0:
+            bands = grown[:, seam : seam + look], grown[:, seam - look : seam]
+            outside, inside = (_smoothed(band.mean(1), 2 * LOOK + 1) for band in bands)
+            found = found + (outside - inside).abs().mean(-1).sum(1)
+            along += grown.shape[2]
+    return 255 * found / max(along, 1)
 
 
-def _border_step(picture: Tensor, mask: Tensor) -> Tensor:
-    """The mean step between neighbours of which one is in the mask and one is not, (B,); 0 without any."""
-    inside = mask > 0
-    total = count = picture.new_zeros(len(picture))
-    for dim in (1, 2):
-        across = inside.diff(dim=dim).to(picture)
-        total = total + (picture.diff(dim=dim).abs().mean(-1) * across).flatten(1).sum(1)
-        count = count + across.flatten(1).sum(1)
-    return total / count.clamp(min=1)
+def _towards(values: Tensor, side: str, back: bool = False) -> Tensor:
+    """(B, H, W, C) as (B, across the side, along it, C) with the side at the end; or that way back."""
+    across = 2 if side in ("left", "right") else 1
+    values = values if back else values.movedim(across, 1)
+    values = values.flip(1) if side in ("left", "top") else values
+    return values.movedim(1, across) if back else values
+
+
+def _smoothed(line: Tensor, size: int) -> Tensor:
+    """(B, along, C) smoothed along by two running means of `size`, an odd number."""
+    for _ in range(2):
+        line = avg_pool1d(line.mT, size, 1, size // 2, count_include_pad=False).mT
+    return line

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..guidance.extrapolation import SIDES, seam_excess
+from ..guidance.extrapolation import SIDES, seam_step
 from ..host.extrapolation import LARGEST, ExtrapolateSettings, extrapolate
 from ..host.paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES
 
@@ -130,8 +130,8 @@ class Extrapolate(io.ComfyNode):
                 io.Float.Output(
                     "seam",
                     display_name="seam",
-                    tooltip="How much larger the step into the new area is than those beside it, in 255ths: near 0 is "
-                    "no seam.",
+                    tooltip="How much the mean colours on the two sides of the seam differ, in 255ths. In smooth "
+                    "places an edge shows from about 3.",
                 ),
             ],
         )
@@ -145,7 +145,7 @@ class Extrapolate(io.ComfyNode):
         prompts = {side: text if text.strip() else prompt for side, text in own.items()}
         settings = ExtrapolateSettings(**rest)
         grown, new = extrapolate(model, clip, vae, image, widths, prompts, settings, negative, clip_vision)
-        return io.NodeOutput(grown, new, float(seam_excess(grown, new).mean()))
+        return io.NodeOutput(grown, new, float(seam_step(grown, new).mean()))
 
 
 NODES = [Extrapolate]

@@ -10,6 +10,7 @@ from ...demo.render import render
 from ...demo.scenes import SIZE
 from ...demo.tasks import draw_tasks, place_masks, task_captions
 from ...demo.vocabulary import RGB
+from ...guidance.extrapolation import seam_step
 from ...guidance.masks import dilate
 from ...guidance.metrics import psnr
 from ...guidance.paste import paste_back
@@ -125,7 +126,7 @@ def extrapolations(world: World, seeds: list[int], steps: int) -> list[Measured]
             found = judging.verdicts(world.judge, crop_boxes(grown, box, 1.0))
             (values,) = judging.accuracy(found, judging.truth_of(tasks.wanted), judging.PLACE)
             values["place"] = values.pop("all")
-            values["seam"] = number(seam(grown, real, new)[0])
+            values["colour step at the seam"] = number((seam_step(grown, new) - seam_step(real, new))[0])
             measured.append(Measured(name, seed, values))
             _show(world, name, [seed], grown)
     return measured

@@ -83,7 +83,8 @@ def test_colours_are_led_up_to_the_seam(grow, monkeypatch):
     monkeypatch.setattr(extrapolation, "paint", paler)
     flat = torch.full_like(IMAGE, 0.9)
     seams = [grow(image=flat, left=8, clean_up=0.0, feather=0, match_colour=match)[2] for match in (False, True)]
-    assert seams[0] == pytest.approx(255 * 0.08, rel=0.05) and abs(seams[1]) < 1
+    # Of a strip of only eight pixels, all of which are looked at, half is faded by then.
+    assert seams[0] == pytest.approx(255 * 0.08, rel=0.01) and seams[1] == pytest.approx(255 * 0.04, rel=0.1)
 
 
 def test_cancel_keeps_what_has_grown(grow, monkeypatch):
