@@ -11,10 +11,11 @@ pixels, the background by its PSNR and the distance in the judge's features. Wor
 Blended has 4 candidates as all others, where the paper gives it 32.
 """
 
+import json
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -30,20 +31,16 @@ from ...host.demo_world import DemoModels, load_demo_models
 from ...host.generate import encode_texts
 from ...host.inversion import invert_image
 from ...host.ranking import look_inside
+from ...training.concept import ConceptSettings
 from .. import judging, spin_parts
 from ..claims import Above, Claim, EachAbove, Floor
 from ..records import Measured
 from ..spin_parts import Canvas, through_vae
 from ..study import Study, Suite
 from . import spin_jobs as jobs
-from .concept import FOCI, INIT_WORD, LEARNING_RATE, STEPS
-from .concept import SHIPPED as SHIPPED_FOCUS
 from .spin_values import Scene, World, diversity, mean, score_name, values_of
 
-# As suite `concept` found it on its tuning seeds.
-CONCEPT = replace(
-    FOCI[SHIPPED_FOCUS], init_word=INIT_WORD, learning_rate=LEARNING_RATE, steps=STEPS[-1], preview_every=0
-)
+WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "image-paint.json"
 SELECTED = "best of 4"
 IMAGE_NEEDED = 48
 NAME = "inlay-evaluation"
@@ -108,11 +105,21 @@ def _by_reference(world: World, seeds: list[int]) -> list[Measured]:
     return measured + judging.rows_of(jobs.OTHER, seeds, told)
 
 
+def concept_settings() -> tuple[ConceptSettings, bool]:
+    """What the shipped workflow learns with, and whether it is given the subject's mask."""
+    nodes = json.loads(WORKFLOW.read_text(encoding="utf-8")).values()
+    (inputs,) = (node["inputs"] for node in nodes if node["class_type"] == "InlayTrainConcept")
+    known = {field.name for field in fields(ConceptSettings)}
+    return ConceptSettings(**{name: value for name, value in inputs.items() if name in known}), "masks" in inputs
+
+
 def _learn(models: DemoModels, task: Tasks, seed: int) -> tuple[LearnedConcept, float]:
+    settings, masked = concept_settings()
+    settings = replace(settings, seed=seed, preview_every=0)
+    masks = task.reference_mask if masked else None
     began = time.perf_counter()
-    settings = replace(CONCEPT, seed=seed)
-    parts = models.model, models.clip, models.vae, task.reference
-    return learn_concept(*parts, NAME, settings, "overwrite"), time.perf_counter() - began
+    learned = learn_concept(models.model, models.clip, models.vae, task.reference, NAME, settings, "overwrite", masks)
+    return learned, time.perf_counter() - began
 
 
 def _row(world: World, seed: int, name: str, scene: Scene, job: Callable[[], Tensor]) -> list[Measured]:

@@ -13,6 +13,7 @@ from inlay.demo.tasks import place_masks
 from inlay.evaluation import spin_parts
 from inlay.evaluation.claims import Above, EachAbove
 from inlay.evaluation.suites import spin, spin_jobs, spin_values, style
+from inlay.host.style_guidance_patch import StyleOptions
 
 
 @pytest.fixture
@@ -27,7 +28,9 @@ def short(random_world, monkeypatch):
     monkeypatch.setattr(spin_jobs, "CANDIDATES", 2)
     monkeypatch.setattr(spin_jobs, "BLENDED_STEPS", 2)
     monkeypatch.setattr(spin_jobs, "ALONE", replace(spin_jobs.ALONE, augmentations=1))
-    monkeypatch.setattr(spin, "CONCEPT", replace(spin.CONCEPT, steps=2, accumulation=1))
+    settings, masked = spin.concept_settings()
+    quick = replace(settings, steps=2, accumulation=1)
+    monkeypatch.setattr(spin, "concept_settings", lambda: (quick, masked))
 
 
 def evaluate(capsys, tmp_path, suite, seeds):
@@ -126,3 +129,18 @@ def test_copy_and_paste_puts_the_subject_into_the_place():
 def test_tuning_shows_other_subjects():
     first, tuning = spin_jobs.subject_task(90_000_000), spin_jobs.subject_task(70_000_000)
     assert not torch.equal(first.wanted.things[0].rgb, tuning.wanted.things[0].rgb)
+
+
+@pytest.mark.parametrize("name", ["style-paint", "image-paint"])
+def test_the_suites_measure_what_the_workflows_ship(name):
+    nodes = json.loads(spin.WORKFLOW.with_name(f"{name}.json").read_text()).values()
+    given = {node["class_type"]: node["inputs"] for node in nodes}
+    widgets = given["InlayStyleGuidance"]
+    assert StyleOptions(**{key: widgets[key] for key in vars(StyleOptions())}) == style.SHIPPED
+    assert given["InlayRegionGuidance"]["outside"] == spin_parts.Parts().region
+    assert given["InlayPaint"]["steps"] == spin_parts.STEPS and given["InlayPaint"]["cfg"] == spin_parts.CFG
+    assert given["InlayInvertImage"]["steps"] == spin_parts.INVERSION_STEPS
+    if name == "image-paint":
+        settings, _ = spin.concept_settings()
+        assert settings.steps == given["InlayTrainConcept"]["steps"]
+        assert given["InlayPaint"]["candidates"] == spin_jobs.CANDIDATES
