@@ -262,6 +262,9 @@ def test_a_word_to_start_from(learn, tiny):
 REFUSED = {
     "There is no reference image": {"images": PAIR[:0]},
     "has no salient part": {"threshold": 9.0},
+    "has no salient part above the threshold 8": {"threshold": 8.0, "mask_source": "attention to the border"},
+    "The VAE turned the picture into values": {"images": PAIR * float("nan")},
+    "too small for this VAE": {"images": PAIR[:, :6, :6]},
     "learning rate is 0": {"learning_rate": 0.0},
     "The mask excludes everything": {"masks": torch.zeros(1, HEIGHT, WIDTH)},
     "Mask 2 of 2 excludes everything": {"images": PAIR, "masks": torch.eye(2)[:, :1, None].expand(-1, HEIGHT, WIDTH)},
