@@ -1,7 +1,7 @@
 """Swap Concept against a straight reading of the official loop, on one net with random weights and its parts alone.
 
 On CUDA a UNet of SD2.1's size at 512 x 512 pixels, bf16, the whole 550 iterations; on a CPU the demo world's UNet at
-512 x 512 pixels, fp32, one gradient and its updates. The VAE is the demo world's in both.
+512 x 512 pixels, fp32, two gradients and their updates. The VAE is the demo world's in both.
 """
 
 from collections.abc import Iterator
@@ -53,7 +53,7 @@ def scale_here() -> Scale:
     if torch.cuda.is_available():
         return Scale(sd21_v(dtype=torch.bfloat16), 1024, 512, 550, "SD2.1's size, bf16")
     model = demo_models.build_model(demo_models.build_unet(4, seed=1).state_dict())
-    return Scale(model, 128, 512, 5, "the demo world's UNet, fp32")
+    return Scale(model, 128, 512, 10, "the demo world's UNet, fp32")
 
 
 def run(scale: Scale | None = None) -> Iterator[Comparison]:
