@@ -10,6 +10,7 @@ paper's tables are out of scope.
 import time
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -19,7 +20,7 @@ from ...attention.overlay import overlay
 from ...demo.judge import Judge, load_judge
 from ...demo.render import render
 from ...demo.scenes import SIZE, draw_scenes
-from ...demo.weights import load_part, weights_path
+from ...demo.weights import file_hash, load_part, weights_path
 from ...host.concept_training import learn_concept
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.embeddings_folder import embeddings_in
@@ -62,18 +63,25 @@ DIVIDED = (OURS, DDS)
 def run(study: Study) -> None:
     load_part("unet")
     judge = load_judge(weights_path("judge"))
-    with embeddings_in(study.folder / "embeddings"):
+    folder = embeddings_folder(study)
+    with embeddings_in(folder):
         models = load_demo_models("text")
-        learn(models, study)
+        learn(models, folder)
         rows = swap_rows(HALVED, SPARSE)
         study.measure("swaps", 1, partial(_measure, study, models, judge, rows))
         study.measure("judge", TRUST, partial(_trust, models, judge))
 
 
-def learn(models: DemoModels, study: Study) -> None:
-    """The concepts that have no words, once a run."""
+def embeddings_folder(study: Study) -> Path:
+    """Where a run's learned concepts lie: other weights learn others."""
+    learned_on = (file_hash(weights_path(part))[:8] for part in ("vae", "clip", "unet"))
+    return study.folder / "embeddings" / "-".join(learned_on)
+
+
+def learn(models: DemoModels, folder: Path) -> None:
+    """The concepts that have no words, once."""
     for concept in range(BY_WORDS, CONCEPTS):
-        if (study.folder / "embeddings" / f"{concept_name(concept)}.safetensors").exists():
+        if (folder / f"{concept_name(concept)}.safetensors").exists():
             continue
         photos, masks = learning_pictures(concept)
         parts = models.model, models.clip, models.vae
