@@ -16,7 +16,7 @@ from ..host.demo_world import load_demo_models
 from .timing import Comparison, compare
 
 CANDIDATES = 8
-STEPS = 6
+STEPS = 4
 SEED = 70_000_000
 FAST = ClipOptions(strength=1000.0, strength_unit="raw", augmentations=7)
 
