@@ -32,7 +32,7 @@ from ..claims import Above, Claim, EachAbove
 from ..localising import overlap
 from ..records import Measured
 from ..study import Study, Suite
-from .concept_task import Likeness, Task, draw_task
+from .concept_task import JUDGES, Likeness, Task, draw_task
 from .saliency import TUNING_SEEDS, Option, choose
 
 STEPS = (20, 60, 100, 150, 200)
@@ -162,7 +162,6 @@ def _bounds(world: World, task: Task) -> dict[str, Tensor]:
 
 
 LAST = STEPS[-1]
-BY = ("CLIP", "judge")
 CLAIMS: tuple[Claim, ...] = (
     EachAbove(
         "focus-over-latent",
@@ -171,14 +170,14 @@ CLAIMS: tuple[Claim, ...] = (
         tuple(
             Above("", f"{name}, {by}", at(SHIPPED, 150), at(name, LAST), f"{by} subject", needed=24)
             for name in BASELINES
-            for by in BY
+            for by in JUDGES
         ),
     ),
     EachAbove(
         "focus-leaks-less",
-        "Likeness to the reference's background after equal steps, by both: multi-token inversion above saliency "
-        "focus (as shipped)",
-        tuple(Above("", by, at("multi", LAST), at(SHIPPED, LAST), f"{by} leak", needed=24) for by in BY),
+        "Likeness to the reference's background, less that to the place's own, after equal steps, by both: multi-token "
+        "inversion above saliency focus (as shipped)",
+        tuple(Above("", by, at("multi", LAST), at(SHIPPED, LAST), f"{by} leak", needed=24) for by in JUDGES),
     ),
 )
 CONTRASTS = (

@@ -1,6 +1,5 @@
 """What the suite `concept` learns from and paints into, and how like the subject and its background the result is."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,10 +18,13 @@ from ...host.demo_world import DemoModels
 from .. import judging
 from ..subjects import scene_of_subject, subject_of
 
+JUDGES = ("CLIP", "judge")
 # Numbers of the references' scenes are this far from those of the places.
 REFERENCE_SEEDS = 1_000_000_007
 # In radii of the subject: room around it in which what was behind it would show.
 ROOM = 1.5
+# Sides of crops in sides of the mask: one that the subject fills, and one that shows nothing beside the mask.
+SUBJECT_CROP, MASK_CROP = 0.75, 1.0
 
 
 @dataclass(frozen=True)
@@ -85,31 +87,35 @@ class Likeness:
     def __init__(self, models: DemoModels, judge: Judge, task: Task) -> None:
         self.models, self.judge, self.task = models, judge, task
         targets = {
-            "subject": (task.truth, task.mask),
-            "reference": (task.reference, task.around),
-            "leak": (task.behind, task.around),
+            "subject": (task.truth, task.mask, SUBJECT_CROP),
+            "reference": (task.reference, task.around, SUBJECT_CROP),
+            "behind": (task.behind, task.around, MASK_CROP),
+            "place": (task.place, task.mask, MASK_CROP),
         }
         self.targets = {name: self._features(judging.crops_of_masks(*target)) for name, target in targets.items()}
 
     def _features(self, crops: Tensor) -> dict[str, Tensor]:
         """{judge of likeness: unit vectors (B, D)}. crops: (B, 3, h, w)."""
         seen = normalize(self.judge.features(crops), dim=1)
-        return {"CLIP": embed_pictures(self.models.clip_vision, crops.movedim(1, -1)), "judge": seen}
+        return {JUDGES[0]: embed_pictures(self.models.clip_vision, crops.movedim(1, -1)), JUDGES[1]: seen}
 
     @torch.no_grad()
-    def values(self, pictures: Sequence[Tensor] | Tensor) -> dict[str, float]:
+    def values(self, pictures: Tensor) -> dict[str, float]:
         """Means over candidates (B, H, W, 3), of what is in the mask.
 
         subject: the cosine with the subject in this very place. reference: with the reference's own crop (the paper's
-        CLIP_I). leak: with what is behind the subject in the reference. `background of the reference`: the judge's
-        probability that this is where the crop was taken.
+        CLIP_I). leak: with what is behind the subject in the reference, less that with the place's own background, so
+        that an empty mask leaks nothing. `background of the reference`: the judge's probability that this is where the
+        crop was taken.
         """
-        pictures = torch.as_tensor(pictures)
-        crops = judging.crops_of_masks(pictures, self.task.mask.expand(len(pictures), -1, -1))
-        found = {
-            f"{by} {name}": float((vectors @ target[by].T).mean())
-            for by, vectors in self._features(crops).items()
-            for name, target in self.targets.items()
-        }
+        mask = self.task.mask.expand(len(pictures), -1, -1)
+        near, crops = (judging.crops_of_masks(pictures, mask, margin) for margin in (SUBJECT_CROP, MASK_CROP))
+        seen = {"subject": self._features(near), "behind": self._features(crops)}
+        seen |= {"reference": seen["subject"], "place": seen["behind"]}
+        found = {}
+        for by in JUDGES:
+            cosines = {name: float((seen[name][by] @ target[by].T).mean()) for name, target in self.targets.items()}
+            found |= {f"{by} {name}": cosines[name] for name in ("subject", "reference")}
+            found[f"{by} leak"] = cosines["behind"] - cosines["place"]
         odds = self.judge(crops)["background"].softmax(1)[:, self.task.background]
         return {**found, "background of the reference": float(odds.mean())}

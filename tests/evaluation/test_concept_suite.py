@@ -1,6 +1,7 @@
 """The suite `concept`: its tasks, what it measures, and its claims on figures made up."""
 
 import json
+from dataclasses import replace
 
 import inlay.evaluation as evaluation
 import pytest
@@ -39,11 +40,12 @@ class Blue:
 
 def test_likeness_is_to_the_subject_the_reference_and_what_is_behind(tiny):
     task = concept_task.draw_task(SEED)
-    plain = {name: torch.zeros(1, 128, 128, 3) for name in ("red", "green", "blue")}
-    for channel, picture in enumerate(plain.values()):
-        picture[..., channel] = 1
+    plain = {name: torch.zeros(1, 128, 128, 3) for name in ("red", "green", "blue", "black")}
+    for channel, name in enumerate(("red", "green", "blue")):
+        plain[name][..., channel] = 1
     made_up = concept_task.Task(
-        **{**vars(task), "truth": plain["red"], "reference": plain["green"], "behind": plain["blue"], "background": 0}
+        **{**vars(task), "truth": plain["red"], "reference": plain["green"], "behind": plain["blue"]}
+        | {"place": plain["black"], "background": 0}
     )
     likeness = concept_task.Likeness(tiny, Blue(), made_up)
     values = likeness.values(torch.cat([plain["red"], plain["red"]]))
@@ -51,6 +53,8 @@ def test_likeness_is_to_the_subject_the_reference_and_what_is_behind(tiny):
     assert values["judge reference"] == values["judge leak"] == pytest.approx(0)
     assert values["background of the reference"] < 0.01
     half = likeness.values(torch.cat([plain["red"], plain["blue"]]))
+    empty = concept_task.Likeness(tiny, Blue(), replace(made_up, place=plain["red"])).values(plain["red"])
+    assert empty["judge leak"] == pytest.approx(-1)
     assert half["judge leak"] == pytest.approx(0.5) and 0.49 < half["background of the reference"] < 0.51
 
 
@@ -60,7 +64,7 @@ def table(**changes):
     noise = torch.randn(24, generator=torch.Generator().manual_seed(0)) / 100
 
     def columns(value, leak):
-        names = [f"{by} {what}" for by in concept.BY for what in ("subject", "leak")]
+        names = [f"{by} {what}" for by in concept.JUDGES for what in ("subject", "leak")]
         shown = {name: leak if "leak" in name else value for name in names}
         return {
             name: {seed: one + float(noise[seed]) * (1 + value) for seed in range(24)} for name, one in shown.items()
