@@ -111,7 +111,7 @@ def blend(world: World) -> list[Row]:
         row += [(f"no words, denoise {it:g}", _blended(world, job[0], mask, "", denoise=it)) for it in (0.75, 1.0)]
     for scene in ((15, 21, "meadow", (0.82, 0.13, 0.13)), (8, 9, "snow", (0.12, 0.30, 0.85))):
         drawn, mask = _scribble(world, *scene)
-        name = "red heart" if scene[0] == 15 else "blue thing"
+        name = "red heart" if scene[0] == 15 else "blue circle"
         text = f"a photo of a striped {name} {'on a' if scene[2] == 'meadow' else 'in the'} {scene[2]}"
         levels = [
             (f"denoise {level:g}", _blended(world, drawn, mask, text, denoise=level)) for level in SCRIBBLE_LEVELS
@@ -130,7 +130,7 @@ def extrapolate(world: World) -> list[Row]:
             **{**models, "image": job[0], "steps": 20, "left": 64, "right": 64},
             prompt=f"a photo of nothing {place}",
         )
-        named = ("64 pixels more on both sides", grown[0]), (f"what is new; seam {seam:.1f}", as_picture(area))
+        named = ("64 pixels more each side", grown[0]), (f"what is new; seam {seam:.1f}", as_picture(area))
         rows.append([("scene", job[0][0]), *named])
     return rows
 
