@@ -5,9 +5,9 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..demo.scenes import SIZE
@@ -50,9 +50,9 @@ METHODS = (BASE, CAPTION, WHOLE, BARE, *LORA.values(), REFERENCE, MASK, CONCEPT,
 
 @dataclass(frozen=True)
 class Ready:
-    """What paints the places, and what it took. file: bytes."""
+    """What paints the places, the host's MODEL and conditionings, and what it took. file: bytes."""
 
-    model: ModelPatcher
+    model: Any
     positive: list
     negative: list
     seconds: float = 0.0
@@ -90,7 +90,7 @@ class Methods:
             DREAMBOOTH: lambda: self._dreambooth(places),
         }
 
-    def _told(self, places: Places, model: ModelPatcher, **costs: float) -> Ready:
+    def _told(self, places: Places, model: Any, **costs: float) -> Ready:
         """By one of the photos each, in turn."""
         photos = places.photos
         rows = torch.arange(len(places.image)) % len(photos.image)
@@ -98,11 +98,11 @@ class Methods:
         told = reference_conditioning(encoder, vision, photos.image[rows], photos.masks[rows, 0])
         return Ready(model, *told, **costs)
 
-    def _asked(self, model: ModelPatcher, texts: list[str], **costs: float) -> Ready:
+    def _asked(self, model: Any, texts: list[str], **costs: float) -> Ready:
         empty = encode_texts(self.text.clip, [""] * len(texts))
         return Ready(model, encode_texts(self.text.clip, texts), empty, **costs)
 
-    def _lora(self, places: Places, base: ModelPatcher, rank: int, **settings: object) -> Ready:
+    def _lora(self, places: Places, base: Any, rank: int, **settings: object) -> Ready:
         began = time.perf_counter()
         recipe = _recipe(places, rank=rank, learning_rate=LORA_RATE, **settings)
         trained = train_subject(base, self.inpaint.vae, _photos(places), NAME, recipe, self._teller(), "overwrite")
@@ -148,7 +148,7 @@ class Methods:
         return Teller(models.reference_encoder, models.clip_vision)
 
 
-def bare_inpainting() -> ModelPatcher:
+def bare_inpainting() -> Any:
     """The text UNet with nine channels in, the further five with weights of 0, as before any inpainting training."""
     weights = load_part("unet")
     first = weights["input_blocks.0.0.weight"]

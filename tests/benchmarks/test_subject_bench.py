@@ -15,6 +15,7 @@ def test_rows_time_steps_of_both_trainers(monkeypatch):
     monkeypatch.setattr(subject, "sd15", tiny_unet)
     monkeypatch.setattr(subject, "TEXT_WIDTH", 128)
     monkeypatch.setattr(subject, "RANK", 2)
+    monkeypatch.setattr(subject, "PAIRS", 1)
     rows = [row for _, row in zip(range(1), subject.run(subject.Scale(8, None, torch.float32, 3)), strict=False)]
     assert [row.name for row in rows] == ["lora-step"]
     assert all(row.ours_s > 0 and row.reference_s > 0 and row.ratio > 0 for row in rows)

@@ -78,9 +78,9 @@ def test_distances_are_the_jackknifes_and_none_of_too_few():
 
 @pytest.fixture
 def small(random_world, monkeypatch, tmp_path):
-    for name, value in {"STEPS": 2, "PLACES": 3, "CHOICE": 3}.items():
+    for name, value in {"STEPS": 1, "PLACES": 3, "CHOICE": 3}.items():
         monkeypatch.setattr(subject, name, value)
-    for name, value in {"TRAIN_STEPS": 2, "BATCH": 1, "VIEWS": 1}.items():
+    for name, value in {"TRAIN_STEPS": 1, "BATCH": 1, "VIEWS": 1}.items():
         monkeypatch.setattr(subject_methods, name, value)
     return tmp_path
 

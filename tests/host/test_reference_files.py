@@ -126,6 +126,22 @@ def test_the_model_is_given_its_channels_in_its_own_order(files, order, tiny):
     assert encoder.null.shape[-1] == CONTEXT
 
 
+def test_with_a_projection_of_our_own_auto_is_the_hosts_order(files):
+    from inlay.guidance.reference import ReferenceEncoder
+    from inlay.host.lora_files import Lora, save_lora
+    from inlay.host.subject_projection import projection_tensors
+
+    projection = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, CONTEXT))
+    ours = ReferenceEncoder(projection, torch.randn(1, 1, CONTEXT), WIDTH).requires_grad_(False)
+    save_lora(Lora(projection_tensors(ours), {}), "own-projection")
+    assert "loras/own-projection.safetensors" in reference_files.reference_files(own=True)
+    assert "loras/own-projection.safetensors" not in reference_files.reference_files()
+    model, encoder = load_reference_files(files, "loras/own-projection.safetensors", "auto")
+    assert model.model.concat_keys == ("mask", "masked_image")
+    pooled = torch.randn(2, WIDTH)
+    assert torch.equal(encoder(pooled), ours(pooled))
+
+
 def test_such_a_model_paints_and_trains(files, tiny, sample):
     from inlay.host.inpaint_channels import takes_masked_image
 
