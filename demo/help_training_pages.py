@@ -47,7 +47,7 @@ def train_concept(world: World) -> list[Row]:
     prompt, _, mask, _, _ = world.run(
         "InlayTrainConcept",
         **{"model": world.model, "clip": world.clip, "vae": world.vae, "images": job[2], "masks": job[3]},
-        **{"name": "help-page", "if_exists": "overwrite", "init_word": "thing", "learning_rate": 0.005},
+        **{"name": "help-page", "if_exists": "overwrite", "init_word": "thing"},
     )
     pictures = world.draw([f"a photo of {prompt} on a meadow", f"a cartoon of {prompt} on a beach"])
     names = ("painted with it", "in another style")

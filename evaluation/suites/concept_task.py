@@ -22,7 +22,9 @@ JUDGES = ("CLIP", "judge")
 # Numbers of the references' scenes are this far from those of the places.
 REFERENCE_SEEDS = 1_000_000_007
 # In radii of the subject: room around it in which what was behind it would show.
-ROOM = 1.5
+ROOM = 1.4
+# Pixels: no larger in the place, or the mask would leave nothing of it.
+LARGEST = 28.0
 # Sides of crops in sides of the mask: one that the subject fills, and one that shows nothing beside the mask.
 SUBJECT_CROP, MASK_CROP = 0.75, 1.0
 
@@ -58,6 +60,9 @@ def draw_task(seed: int) -> Task:
     own = int(reference.background[0])
     other = (own + 1 + seed // len(STYLES) % (len(BACKGROUNDS) - 1)) % len(BACKGROUNDS)
     wanted = scene_of_subject(seed, style, other)
+    thing, nothing = wanted.things
+    smaller = thing.posed(thing.centre, thing.radius.clamp(max=LARGEST), thing.angle, thing.mirrored)
+    wanted = wanted.with_things((smaller, nothing), wanted.count)
     return Task(
         seed=seed,
         label=f"{STYLES[style]}, from {BACKGROUNDS[own]} to {BACKGROUNDS[other]}",

@@ -24,6 +24,7 @@ def test_a_task_has_the_subject_before_two_backgrounds():
         changed = (task.reference - task.behind).abs().amax(-1) > 0.05
         assert changed[thing].float().mean() > 0.6 and (changed & (task.around == 0)).float().mean() < 0.02
         assert ((task.truth - task.place).abs().amax(-1)[task.mask == 0] > 0.05).float().mean() < 0.05
+        assert 0.1 < task.mask.mean() < 0.45
         assert not torch.equal(task.truth, task.another) and " thing " in task.caption
 
 
