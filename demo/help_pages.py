@@ -130,7 +130,10 @@ def boxes(world: World) -> list[Row]:
             prompt=job[4],
             concept=thing,
             layer="16x16 decoder",
+            alpha=1.0,
+            self_attention=False,
             stretch=True,
+            margin=4,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)
         rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", as_picture(found[0]))])
