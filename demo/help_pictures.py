@@ -27,7 +27,9 @@ class World:
 
     def run(self, node: str, **inputs: Any) -> tuple:
         schema = self._nodes[node].define_schema()
-        given = {socket.id: socket.default for socket in schema.inputs if getattr(socket, "default", None) is not None}
+        # A forced input has a default too, which the graph never gives it.
+        widgets = [socket for socket in schema.inputs if not getattr(socket, "force_input", False)]
+        given = {socket.id: socket.default for socket in widgets if getattr(socket, "default", None) is not None}
         given.update(inputs)
         if schema.is_input_list:
             given = {name: [value] for name, value in given.items() if value is not None}
