@@ -97,7 +97,9 @@ package = types.ModuleType("inlay")
 package.__path__ = [sys.argv[1]]
 sys.modules["inlay"] = package
 import signal
-signal.signal(signal.SIGTERM, signal.default_int_handler)
+# A job that a shell has put in the background is started deaf to SIGINT.
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, signal.default_int_handler)
 from inlay.demo.server import Server
 server = Server(sys.argv[2])
 try:
