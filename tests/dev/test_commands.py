@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -114,7 +115,9 @@ except KeyboardInterrupt:
 def test_a_stop_reaches_the_job_once_and_its_code_comes_back(tmp_path, number, kill):
     seen, root = tmp_path / "seen", str(DEV.parent)
     code = PARENT.format(root=root, child=CHILD.format(root=root), seen=str(seen))
-    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True)
+    # A job that a shell has put in the background is started deaf to SIGINT.
+    listen = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    parent = subprocess.Popen([sys.executable, "-c", code], start_new_session=True, preexec_fn=listen)
     deadline = time.monotonic() + 20
     while not seen.exists():
         assert time.monotonic() < deadline
