@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 from ..host.swap_settings import SwapSettings
 
-# What the shipped workflows use; chosen on tuning seeds. The authors' code has `both`, which leaves guidance little to
+# What the shipped workflows use; seen on three tuning scenes only. The authors' code has `both`, which leaves guidance little to
 # act on in the box.
 SHIPPED_ROWS = "conditional"
 INSTANT = SwapSettings(paste="none", rows=SHIPPED_ROWS)

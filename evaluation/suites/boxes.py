@@ -40,7 +40,7 @@ PAPER: Options = {
     "self_attention": True,
     "stretch": False,
 }
-# What the shipped workflows use; chosen on tuning seeds.
+# What the shipped workflows use; still to be confirmed on tuning seeds.
 SHIPPED: Options = {
     **PAPER,
     "alpha": 1.0,

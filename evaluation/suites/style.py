@@ -31,7 +31,7 @@ from ..study import Study, Suite
 
 BATCH = 8
 OPTIONS_EVERY = 8
-# Of the shipped workflows; chosen on tuning seeds.
+# Of the shipped workflows; still to be confirmed on tuning seeds.
 SHIPPED = StyleOptions(strength=0.1, region="masked")
 
 PLAIN, FAST, EXACT = "without style guidance", "fast", "exact"

@@ -45,7 +45,7 @@ CFG = 5.0
 INVERSION_STEPS = 50
 # Pixels, the default of Paint Into Mask.
 FEATHER = 4
-# What the shipped workflows use; chosen on tuning seeds.
+# What the shipped workflows use; still to be confirmed on tuning seeds.
 SHIPPED_OUTSIDE = "null"
 
 HOST = "host inpainting (noise mask)"
