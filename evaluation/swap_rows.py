@@ -4,8 +4,8 @@ from dataclasses import dataclass, replace
 
 from ..host.swap_settings import SwapSettings
 
-# What the shipped workflows use; seen on three tuning scenes only. The authors' code has `both`, which leaves guidance little to
-# act on in the box.
+# What the shipped workflows use; seen on three tuning scenes only. The authors' code has `both`, which leaves guidance
+# little to act on in the box.
 SHIPPED_ROWS = "conditional"
 INSTANT = SwapSettings(paste="none", rows=SHIPPED_ROWS)
 # As the older methods were published: 200 updates, timesteps in any order, none reused.
