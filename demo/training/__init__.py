@@ -15,16 +15,17 @@ def main(argv: list[str]) -> int:
     parser.add_argument("part", nargs="?", choices=PARTS, help="one part only; later parts must follow it")
     parser.add_argument("--steps", type=int, help="another budget than the default")
     parser.add_argument("--scenes", type=int, help="how many scenes the UNets' latents are prepared from")
+    parser.add_argument("--rate", type=float, help="another peak learning rate than the part's own")
     parser.add_argument("--fresh", action="store_true", help="start from random weights, not from the committed ones")
     arguments = parser.parse_args(argv)
     for part in (arguments.part,) if arguments.part else PARTS:
         started = time.monotonic()
-        train_part(part, arguments.steps, arguments.scenes, arguments.fresh)
+        train_part(part, arguments.steps, arguments.scenes, arguments.rate, arguments.fresh)
         print(f"{part}: done after {time.monotonic() - started:.0f} s, weights are in place", flush=True)
     return 0
 
 
-def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool) -> None:
+def train_part(part: str, steps: int | None, scenes: int | None, rate: float | None, fresh: bool) -> None:
     """Trains one part on CUDA where there is one, and exports its averaged weights.
 
     Without a checkpoint it starts from the committed weights, if there are any; CLIP always starts afresh.
@@ -48,16 +49,16 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool) ->
             print(f"{part}: starts afresh. {error}", flush=True)
     budget = steps or STEPS[part]
     if part == "vae":
-        export.export_vae(vae.train_vae(CHECKPOINTS, device, budget, warm), vae.BATCH)
+        export.export_vae(vae.train_vae(CHECKPOINTS, device, budget, warm, rate), vae.BATCH)
     elif part == "decoder":
-        export.export_decoder(vae.train_decoder(CHECKPOINTS, device, budget), vae.BATCH)
+        export.export_decoder(vae.train_decoder(CHECKPOINTS, device, budget, rate), vae.BATCH)
     elif part == "clip":
-        export.export_clip(clip.train_clip(CHECKPOINTS, device, budget, warm), clip.BATCH)
+        export.export_clip(clip.train_clip(CHECKPOINTS, device, budget, warm, rate), clip.BATCH)
     elif part == "judge":
-        export.export_judge(judge.train_judge(CHECKPOINTS, device, budget, warm), judge.BATCH)
+        export.export_judge(judge.train_judge(CHECKPOINTS, device, budget, warm, rate), judge.BATCH)
     elif part == "unet":
         count = scenes or SCENES["unet"]
-        export.export_unet(unet.train_unet(CHECKPOINTS, device, budget, count, warm), unet.BATCH)
+        export.export_unet(unet.train_unet(CHECKPOINTS, device, budget, count, warm, rate), unet.BATCH)
     else:
         count = scenes or SCENES["inpaint"]
-        export.export_inpaint(inpaint.train_inpaint(CHECKPOINTS, device, budget, count, warm), unet.BATCH)
+        export.export_inpaint(inpaint.train_inpaint(CHECKPOINTS, device, budget, count, warm, rate), unet.BATCH)

@@ -111,10 +111,12 @@ def contrast(pictures: Tensor, texts: Tensor, captions: list[str], scale: Tensor
     return (cross_entropy(logits, target) + cross_entropy(logits.T, target)) / 2, top
 
 
-def train_clip(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
+def train_clip(
+    folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None, rate: float | None = None
+) -> Run:
     vocabulary = Vocabulary()
     pair = Pair(len(vocabulary.ids)).to(device)
-    run = Run("clip", folder, pair, steps, 1e-3, warm_start=warm_start)
+    run = Run("clip", folder, pair, steps, rate or 1e-3, warm_start=warm_start)
 
     kept: dict[int, tuple[Scenes, Tensor]] = {}
 

@@ -21,6 +21,8 @@ from .schedule import LATENT_SCALE, alpha_bars
 from .unet import BATCH, Denoiser, noised
 
 NULL_SHARE = 0.2
+# Outside the mask the answer is among the inputs; what is to be learned is inside.
+INSIDE_WEIGHT = 3.0
 GREY = 0.5
 
 
@@ -70,14 +72,19 @@ def prepare(parts: Parts, count: int, path: Path, device: str) -> dict[str, Tens
 
 
 def train_inpaint(
-    folder: Path, device: str, steps: int, scenes: int, warm_start: dict[str, Tensor] | None = None
+    folder: Path,
+    device: str,
+    steps: int,
+    scenes: int,
+    warm_start: dict[str, Tensor] | None = None,
+    rate: float | None = None,
 ) -> Run:
     parts = Parts(device)
     stored = f"inpaint-{scenes}-{parts.latents_hash[:12]}-{parts.clip_hash[:12]}.pt"
     data = prepare(parts, scenes, folder / stored, device)
     model = ReferenceInpainter()
     model.from_text_unet(load_part("unet"))
-    run = Run("inpaint", folder, model.to(device), steps, 6e-4, warm_start=warm_start, basis=parts.basis)
+    run = Run("inpaint", folder, model.to(device), steps, rate or 6e-4, warm_start=warm_start, basis=parts.basis)
     alphas = alpha_bars()
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
@@ -87,11 +94,15 @@ def train_inpaint(
         silent = torch.rand(BATCH, generator=generator) < NULL_SHARE
         pooled = torch.where(own[:, None], data["own"][rows], data["other"][rows]).to(device)
         noisy, noise, timesteps, weight = noised(data["latent"][rows].to(device), generator, alphas)
-        x = torch.cat([noisy, data["mask"][rows].to(device), data["masked"][rows].to(device)], 1)
+        mask = data["mask"][rows].to(device)
+        x = torch.cat([noisy, mask, data["masked"][rows].to(device)], 1)
         with torch.autocast(device, torch.bfloat16):
             predicted = model(x, timesteps, pooled, silent.to(device), device)
-        errors = (predicted - noise).square().mean((1, 2, 3))
-        return (errors * weight).mean(), {"eps_mse": errors.mean().item(), "weighted": (errors * weight).mean().item()}
+        squares = (predicted - noise).square().mean(1, keepdim=True)
+        errors, inside = squares.mean((1, 2, 3)), (squares * mask).sum() / mask.sum()
+        focus = 1 + (INSIDE_WEIGHT - 1) * mask
+        focused = (squares * focus).sum((1, 2, 3)) / focus.sum((1, 2, 3))
+        return (focused * weight).mean(), {"eps_mse": errors.mean().item(), "inside": inside.item()}
 
     run.train(step)
     return run

@@ -18,6 +18,8 @@ from .run import Run
 
 BATCH = 128
 VIEWS = 2
+# Stripes and dots under pencil hatching are the hardest to see.
+LOSS_WEIGHTS = {"surface": 2.0}
 
 
 def judge_batch(seeds: list[int], device: str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:
@@ -62,10 +64,12 @@ def _softened(crops: Tensor, draws: Tensor) -> Tensor:
     return torch.where(runny, (grey + colour).clamp(0, 1), crops)
 
 
-def train_judge(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
+def train_judge(
+    folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None, rate: float | None = None
+) -> Run:
     torch.manual_seed(4)
     judge = Judge().to(device)
-    run = Run("judge", folder, judge, steps, 1.5e-3, warm_start=warm_start)
+    run = Run("judge", folder, judge, steps, rate or 1.5e-3, warm_start=warm_start)
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
         count = BATCH // VIEWS
@@ -75,7 +79,9 @@ def train_judge(folder: Path, device: str, steps: int, warm_start: dict[str, Ten
             logits = judge(crops)
         loss, figures = crops.new_zeros(()), {}
         for name in HEADS:
-            loss = loss + cross_entropy(logits[name].float(), labels[name], ignore_index=-1)
+            loss = loss + LOSS_WEIGHTS.get(name, 1.0) * cross_entropy(
+                logits[name].float(), labels[name], ignore_index=-1
+            )
             told = labels[name] >= 0
             figures[name] = (logits[name].argmax(1) == labels[name])[told].float().mean().item()
         return loss, {"loss": loss.item(), **figures}

@@ -16,6 +16,8 @@ from .schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_times
 BATCH = 48
 EMPTY_SHARE = 0.1
 CAPTIONS_A_SCENE = 3
+# Scenes have two things three times in ten; which word belongs to which is learned last, so training sees more of them.
+TWO_THINGS_SHARE = 0.6
 
 
 def plain_attention(_, q: Tensor, k: Tensor, v: Tensor, heads: int, *args: object, **options: object) -> Tensor:
@@ -60,9 +62,10 @@ def caption_sets(scenes: Scenes) -> list[list[str]]:
     return [training_captions(reworded(scenes, copy))[0] for copy in range(CAPTIONS_A_SCENE)]
 
 
-def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[Tensor, list[list[str]]]:
-    """Scaled latents (count, 4, 16, 16) of the training scenes, kept beside the checkpoints, and their captions."""
-    block, latents, captions = 256, [], [[] for _ in range(CAPTIONS_A_SCENE)]
+def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[Tensor, list[list[str]], Tensor]:
+    """Scaled latents (count, 4, 16, 16) of the training scenes, kept beside the checkpoints, their captions, and how
+    many things they have (count,)."""
+    block, latents, captions, things = 256, [], [[] for _ in range(CAPTIONS_A_SCENE)], []
     stored = torch.load(path, weights_only=True) if path.exists() else torch.empty(0, 4, 16, 16)
     for first in range(0, count, block):
         seeds = list(range(SEEDS["unet"] + first, SEEDS["unet"] + min(first + block, count)))
@@ -77,23 +80,39 @@ def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[
                 print(f"latents {first + block}/{count}", flush=True)
         for copy, texts in enumerate(caption_sets(scenes)):
             captions[copy] += texts
+        things.append(scenes.count)
     result = torch.cat(latents)
     if len(stored) < count:
         torch.save(result, path)
-    return result, captions
+    return result, captions, torch.cat(things)
 
 
-def train_unet(folder: Path, device: str, steps: int, scenes: int, warm_start: dict[str, Tensor] | None = None) -> Run:
+def draw_rows(two: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
+    """(BATCH,) rows of the training scenes, TWO_THINGS_SHARE of them from `two`."""
+    chosen = torch.rand(BATCH, generator=generator) < TWO_THINGS_SHARE
+    draws = torch.rand(BATCH, generator=generator)
+    return torch.where(chosen, two[(draws * len(two)).long()], other[(draws * len(other)).long()])
+
+
+def train_unet(
+    folder: Path,
+    device: str,
+    steps: int,
+    scenes: int,
+    warm_start: dict[str, Tensor] | None = None,
+    rate: float | None = None,
+) -> Run:
     parts = Parts(device)
-    latents, captions = prepare_latents(parts, scenes, folder / f"latents-{parts.latents_hash[:12]}.pt", device)
+    latents, captions, things = prepare_latents(parts, scenes, folder / f"latents-{parts.latents_hash[:12]}.pt", device)
     parts.remember(["", *(text for texts in captions for text in texts)])
     model = Denoiser(4, seed=7).to(device)
-    run = Run("unet", folder, model, steps, 8e-4, decay=0.998, warm_start=warm_start, basis=parts.basis)
+    run = Run("unet", folder, model, steps, rate or 8e-4, decay=0.998, warm_start=warm_start, basis=parts.basis)
     alphas = alpha_bars()
+    two, other = (things == 2).nonzero()[:, 0], (things != 2).nonzero()[:, 0]
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(SEEDS["unet"] + index)
-        rows = torch.randint(len(latents), (BATCH,), generator=generator)
+        rows = draw_rows(two, other, generator)
         copies = torch.randint(CAPTIONS_A_SCENE, (BATCH,), generator=generator)
         silent = torch.rand(BATCH, generator=generator) < EMPTY_SHARE
         chosen = zip(rows.tolist(), copies.tolist(), silent.tolist(), strict=True)

@@ -78,17 +78,19 @@ def windows(image: Tensor, masks: Tensor, boxes: Tensor, generator: torch.Genera
     return torch.stack(pictures), torch.stack(places)
 
 
-def train_vae(folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None) -> Run:
-    run = Run("vae", folder, Autoencoder().to(device), steps, 1.2e-3, warm_start=warm_start)
+def train_vae(
+    folder: Path, device: str, steps: int, warm_start: dict[str, Tensor] | None = None, rate: float | None = None
+) -> Run:
+    run = Run("vae", folder, Autoencoder().to(device), steps, rate or 1.2e-3, warm_start=warm_start)
     _train(run, device, SEEDS["vae"])
     return run
 
 
-def train_decoder(folder: Path, device: str, steps: int) -> Run:
+def train_decoder(folder: Path, device: str, steps: int, rate: float | None = None) -> Run:
     """The committed autoencoder's decoder alone: its latents, and with them the UNets, stay as they are."""
     model = Autoencoder(decoder_only=True).to(device)
     state = {f"net.{key}": value for key, value in load_part("vae").items()}
-    run = Run("decoder", folder, model, steps, 6e-4, warm_start=state, tag=latents_hash(state)[:12])
+    run = Run("decoder", folder, model, steps, rate or 6e-4, warm_start=state, tag=latents_hash(state)[:12])
     _train(run, device, SEEDS["decoder"])
     return run
 
