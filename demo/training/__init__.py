@@ -20,12 +20,12 @@ def main(argv: list[str]) -> int:
     arguments = parser.parse_args(argv)
     for part in (arguments.part,) if arguments.part else PARTS:
         started = time.monotonic()
-        train_part(part, arguments.steps, arguments.scenes, arguments.rate, arguments.fresh)
+        train_part(part, arguments.steps, arguments.scenes, arguments.fresh, arguments.rate)
         print(f"{part}: done after {time.monotonic() - started:.0f} s, weights are in place", flush=True)
     return 0
 
 
-def train_part(part: str, steps: int | None, scenes: int | None, rate: float | None, fresh: bool) -> None:
+def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool, rate: float | None = None) -> None:
     """Trains one part on CUDA where there is one, and exports its averaged weights.
 
     Without a checkpoint it starts from the committed weights, if there are any; CLIP always starts afresh.

@@ -49,12 +49,12 @@ class Denoiser(nn.Module):
 
 def noised(clean: Tensor, generator: torch.Generator, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """z_t, eps, t and the loss weight of each row."""
-    timesteps = stratified_timesteps(len(clean), generator)
+    timesteps, weight = stratified_timesteps(len(clean), generator, min_snr_weight(alphas))
     noise = torch.randn(clean.shape, generator=generator)
     alpha = alphas[timesteps].view(-1, 1, 1, 1)
     device = clean.device
     noisy = alpha.sqrt().to(device) * clean + (1 - alpha).sqrt().to(device) * noise.to(device)
-    return noisy, noise.to(device), timesteps.to(device), min_snr_weight(alphas[timesteps]).to(device)
+    return noisy, noise.to(device), timesteps.to(device), weight.to(device)
 
 
 def caption_sets(scenes: Scenes) -> list[list[str]]:

@@ -72,8 +72,16 @@ def test_the_schedule_is_the_host_s(tiny):
     assert tiny.model.model.latent_format.scale_factor == LATENT_SCALE
     alphas = torch.tensor([0.5, 0.99])  # SNR 1 and 99
     assert torch.allclose(min_snr_weight(alphas), torch.tensor([1.0, 5 / 99]))
-    drawn = stratified_timesteps(10, torch.Generator().manual_seed(0)).sort().values
-    assert torch.equal(drawn // 100, torch.arange(10))
+
+
+def test_timesteps_drawn_by_weight_keep_the_expected_loss():
+    wanted, errors = min_snr_weight(alpha_bars()), torch.linspace(2, 1, 1000)
+    timesteps, weights = stratified_timesteps(20_000, torch.Generator().manual_seed(0), wanted)
+    assert torch.isclose((weights * errors[timesteps]).mean(), (wanted * errors).mean(), rtol=1e-3)
+    assert weights.std() < wanted.std() / 2
+    even, ones = stratified_timesteps(10, torch.Generator().manual_seed(0), torch.ones(1000))
+    assert torch.equal(even.sort().values // 100, torch.arange(10))
+    assert torch.allclose(ones, torch.ones(10))
 
 
 def test_training_the_decoder_alone_keeps_latents_and_what_stands_on_them(tmp_path, monkeypatch):
