@@ -41,7 +41,7 @@ def guide_region(
     added = build_guidance(model, regions, outside, null_text, outside_text, (start_percent, end_percent), form)
     pixart = isinstance(model.get_model_object("diffusion_model"), PixArtMS)
     if not pixart:
-        require_unet(model, "region guidance")
+        require_unet(model, "region guidance", "an SD1.x, SD2.x, SDXL or PixArt")
     guided = model.clone()
     options = guided.model_options["transformer_options"]
     options[REGIONS] = (*options.get(REGIONS, ()), added)

@@ -28,14 +28,17 @@ def transformer_blocks(unet: nn.Module) -> dict[BlockKey, nn.Module]:
     }
 
 
-def require_unet(model: ModelPatcher, job: str) -> None:
-    """Raises ValueError unless the model is a UNet with self- and cross-attention. job: what it is wanted for."""
+def require_unet(model: ModelPatcher, job: str, usable: str = "an SD1.x, SD2.x or SDXL") -> None:
+    """Raises ValueError unless the model is a UNet with self- and cross-attention.
+
+    job: what it is wanted for. usable: the models that the job takes, with their article.
+    """
     unet = model.get_model_object("diffusion_model")
     flow = isinstance(model.get_model_object("model_sampling"), CONST)
     if flow or not isinstance(unet, UNetModel) or not transformer_blocks(unet):
         raise ValueError(
             f"{type(model.model).__name__} has no separate cross-attention for {job} (flow-matching and "
-            "joint-attention models do not). Use an SD1.x, SD2.x or SDXL model."
+            f"joint-attention models do not). Use {usable} model."
         )
 
 
