@@ -69,7 +69,8 @@ def _subject(world: World) -> tuple[Any, tuple, Any, list[Tensor]]:
 
 def train_subject(world: World) -> list[Row]:
     model, job, lora, photos = _subject(world)
-    told = {"reference_encoder": world.encoder, "clip_vision": world.clip_vision, "reference": job[2]}
+    told = {"reference_encoder": world.encoder, "clip_vision": world.clip_vision}
+    told |= {"reference": job[2], "reference_mask": job[3]}
     row = [(f"photo {number + 1}", photo) for number, photo in enumerate(photos)] + [("place", job[0][0])]
     for strength in (0.0, 1.0):
         loaded = world.run("InlayLoadSubject", model=model, lora=lora, strength=strength, **told)

@@ -23,6 +23,7 @@ class AdapterHooks:
     def __init__(self, adapters: Mapping[nn.Module, Adapter], strength: float = 1.0, dropout: float = 0.0) -> None:
         """dropout: share of an adapter's inputs that are left out, for training."""
         self._adapters, self._dropout = dict(adapters), dropout
+        self._own = {one: one.weights for one in self._adapters.values() if not isinstance(one, nn.Module)}
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
         for layer, adapter in self._adapters.items():
             # Tells the adapter its strength and whether the layer is a convolution.
@@ -39,8 +40,11 @@ class AdapterHooks:
             self._handles.append(layer.register_forward_hook(_add(adapter, self._dropout)))
 
     def remove(self) -> None:
+        """Takes them off, and what was copied to the device with them."""
         while self._handles:
             self._handles.pop().remove()
+        for adapter, weights in self._own.items():
+            adapter.weights = weights
 
 
 def _add(adapter: Adapter, share: float) -> Callable[..., Tensor]:

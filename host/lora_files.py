@@ -18,6 +18,7 @@ from .embedding_files import embedding_name
 from .models import model_id
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
+CHANNELS = "inlay.channels"
 _DIFFUSERS = ("lora_unet_down_blocks", "lora_unet_mid_block", "lora_unet_up_blocks")
 
 
@@ -98,10 +99,12 @@ def kohya_names(model: ModelPatcher, weights: list[str]) -> dict[str, str]:
 
 
 def base_metadata(model: ModelPatcher) -> dict[str, str]:
-    """How a file names its base: a fingerprint to compare and words to show."""
+    """How a file names its base: a fingerprint to compare, words to show, and what an inpainting model reads besides
+    the latent, in its order.
+    """
     config = model.model.model_config.unet_config
     kind = f"{type(model.model).__name__}, {config['in_channels']} channels in, context {config['context_dim']}"
-    return {"inlay.base": model_id(model), "inlay.base_kind": kind}
+    return {"inlay.base": model_id(model), "inlay.base_kind": kind, CHANNELS: " ".join(model.model.concat_keys)}
 
 
 def read_lora(name: str) -> Lora:

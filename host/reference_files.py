@@ -8,10 +8,12 @@ import comfy.sd
 import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
+from safetensors import safe_open
 from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
 from ..guidance.reference_mapper import ReferenceMapper
+from .lora_files import CHANNELS
 from .subject_projection import has_projection, load_projection
 
 FOLDERS = ("checkpoints", "diffusion_models", "clip_vision")
@@ -66,13 +68,10 @@ def find_file(name: str) -> str:
     return path
 
 
-def load_reference_encoder(path: str) -> ReferenceEncoder:
-    """The mapper, norm, projection and learned vector of Paint-by-Example, of its own or of diffusers' file."""
-    return build_encoder(comfy.utils.load_torch_file(path, safe_load=True))
-
-
 def build_encoder(weights: Mapping[str, Tensor]) -> ReferenceEncoder:
-    """Raises ValueError where the weights hold no mapper."""
+    """The mapper, norm, projection and learned vector of Paint-by-Example, of its own or of diffusers' file, or a
+    projection that we trained. Raises ValueError where the weights hold none of them.
+    """
     if has_projection(weights):
         return load_projection(weights)
     formats = [known for known in _FORMATS if known[0] in weights]
@@ -117,14 +116,12 @@ def load_reference_model(path: str, order: str, disable_dynamic: bool = False) -
 
 
 def load_reference_files(model_file: str, encoder_file: str, order: str) -> tuple[ModelPatcher, ReferenceEncoder]:
-    """Both parts of folder/name files.
-
-    order: of ORDERS; auto is Paint-by-Example's with its mapper, and the host's with a projection that we trained.
-    """
+    """Both parts of folder/name files. order: of ORDERS; auto recognises it."""
     model_path, encoder_path = find_file(model_file), find_file(encoder_file)
-    encoder = load_reference_encoder(encoder_path)
+    weights, metadata = comfy.utils.load_torch_file(encoder_path, safe_load=True, return_metadata=True)
+    encoder = build_encoder(weights)
     if order == "auto":
-        order = "host" if encoder_file.startswith(f"{OWN_FOLDER}/") else "paint-by-example"
+        order = _recognised_order(model_path, weights, metadata or {})
     model = load_reference_model(model_path, order)
     wanted, found = model.model.model_config.unet_config["context_dim"], encoder.null.shape[-1]
     if wanted != found:
@@ -132,3 +129,13 @@ def load_reference_files(model_file: str, encoder_file: str, order: str) -> tupl
             f"The UNet takes tokens of {wanted} values and the mapper gives {found}. Choose files of one model."
         )
     return model, encoder
+
+
+def _recognised_order(model_path: str, encoder: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    """Paint-by-Example's own files hold its learned vector; a projection of ours says what its model reads."""
+    told = tuple(metadata.get(CHANNELS, "").split())
+    if told in _KEYS.values():
+        return next(order for order, keys in _KEYS.items() if keys == told)
+    with safe_open(model_path, "pt") as file:
+        names = {*file.keys(), *encoder}
+    return "paint-by-example" if any(vector in names for vector, _, _ in _FORMATS) else "host"

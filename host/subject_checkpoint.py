@@ -43,13 +43,16 @@ class SubjectCheckpoint:
         self.recipe |= {"model": model_id(model), "photos, masks and conditions": digest.hexdigest()}
 
     def save(self, training: SubjectTraining) -> None:
+        """Does nothing before the first step is done: there would be nothing to go on with."""
+        if not training.done:
+            return
         metadata = {"inlay.recipe": json.dumps(self.recipe)}
         try:
             write_whole(training.state(), self.path, metadata)
         except (OSError, SafetensorError) as error:
             logger.error("The checkpoint %s could not be written (%s).", self.path.name, error)
             return
-        logger.info("Cancelled after %d steps. Run the same again to go on from %s", training.done, self.path)
+        logger.info("Stopped after %d steps. Run the same again to go on from %s", training.done, self.path)
 
     def load(self, training: SubjectTraining) -> None:
         """Sets the training to where the cancelled run was, if there is one. Raises ValueError for another recipe."""

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 import comfy.clip_vision
 import comfy.lora
+import comfy.lora_convert
 import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from comfy.weight_adapter import WeightAdapterBase
@@ -32,17 +33,20 @@ def load_subject(
     require_base(model, lora, other_weights)
     if strength == 0:
         return model.clone()
-    tensors = without_projection(lora)
-    if way == "weights":
-        return comfy.sd.load_lora_for_models(model, None, tensors, strength, 0)[0]
+    tensors = comfy.lora_convert.convert_lora(without_projection(lora))
     loaded = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
+    if not loaded:
+        raise ValueError("The file changes no layer of this model. Load the LoRA's own base, or choose another file.")
+    patched = model.clone()
+    if way == "weights":
+        patched.add_patches(loaded, strength)
+        return patched
     layers = dict(model.model.named_modules())
     adapters = {
         layers[key.removesuffix(".weight")]: adapter
         for key, adapter in loaded.items()
         if isinstance(adapter, WeightAdapterBase)
     }
-    patched = model.clone()
     inject(patched, adapters, strength)
     return patched
 

@@ -132,8 +132,8 @@ class SubjectLoop:
         comfy.model_management.throw_exception_if_processing_interrupted()
         draw = self._draw(part)
         self.last = draw.rows
-        # Dropout draws from the common generator.
-        with torch.random.fork_rng():
+        # Dropout draws from the common generators.
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(draw.seed)
             noised, sigma, clean = self._noised(draw)
             denoised = self._denoise(draw, noised, sigma, clean)

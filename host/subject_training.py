@@ -75,6 +75,11 @@ def train_subject(
     job = SubjectJob(model, vae, photos, name.strip(), settings, teller)
     job.run()
     trained = job.lora()
-    path = save_lora(trained, saved_as)
+    try:
+        path = save_lora(trained, saved_as)
+    except ValueError:
+        # What was trained is not lost where another disk, or the same one later, takes it.
+        job.checkpoint.save(job.training)
+        raise
     job.checkpoint.remove()
     return TrainedSubject(trained, path, list(job.training.losses), job.preview())

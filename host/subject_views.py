@@ -32,14 +32,9 @@ class Photo:
     place: Sides | None = None
 
     @property
-    def box(self) -> Sides:
-        height, width = self.picture.shape[:2]
-        if self.place is not None:
+    def box(self) -> Sides | None:
+        if self.place is not None or self.mask is None:
             return self.place
-        if self.mask is None:
-            side = min(height, width)
-            left, top = (width - side) // 2, (height - side) // 2
-            return Sides(left, top, left + side, top + side)
         found = bounding_box(self.mask >= self.mask.max() / 2)
         return Sides(found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"])
 
@@ -63,9 +58,9 @@ BoxValue = Box | Sequence[Box] | Sequence[Sequence[Box]]
 def read_photos(
     images: Sequence[Tensor], masks: Sequence[Tensor], boxes: Sequence[BoxValue] | None, needed: bool
 ) -> list[Photo]:
-    """images: IMAGE batches of any sizes. masks: MASK batches, one mask a photo. boxes: what a BOUNDING_BOX socket
-    carries, once or once a photo, used where there are no masks. needed: whether the subject's place has to be known.
-    Raises ValueError with what to do.
+    """images: IMAGE batches of any sizes. masks: MASK batches, one mask a photo or one for all. boxes: what a
+    BOUNDING_BOX socket carries, once or once a photo, used where there are no masks; of several for a photo the largest
+    counts. needed: whether the subject's place has to be known. Raises ValueError with what to do.
     """
     pictures = [picture[..., :3].float().cpu() for batch in images for picture in batch]
     if not pictures:
@@ -75,13 +70,19 @@ def read_photos(
     found: list[Tensor | None] = [None] * len(pictures)
     given = [mask.float().cpu() for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
     if given:
-        if len(given) != len(pictures):
+        if len(given) not in (1, len(pictures)):
             raise ValueError(f"There are {len(given)} masks for {len(pictures)} photos. Give one mask for each photo.")
-        found = [fit_mask(mask, *one.shape[:2])[0] for mask, one in zip(given, pictures, strict=True)]
+        each = given * len(pictures) if len(given) == 1 else given
+        found = [fit_mask(mask, *one.shape[:2])[0] for mask, one in zip(each, pictures, strict=True)]
     elif boxes is not None:
         value = boxes[0] if len(boxes) == 1 else [[one] if isinstance(one, dict) else one for one in boxes]
         lists = boxes_per_image(value, len(pictures))
-        found = [box_mask(one, *picture.shape[:2]) for one, picture in zip(lists, pictures, strict=True)]
+        if [] in lists:
+            raise ValueError(
+                f"There is no box for photo {lists.index([]) + 1} of {len(pictures)}. Find one there, or paint a mask."
+            )
+        largest = [max(one, key=lambda box: box["width"] * box["height"]) for one in lists]
+        found = [box_mask([box], *picture.shape[:2]) for box, picture in zip(largest, pictures, strict=True)]
     elif needed:
         raise ValueError(
             "Nothing says where the subject is. Connect masks, or boxes, as Find Box and Mask Salient Part make them."
@@ -126,13 +127,19 @@ def make_views(
     holes: whether the model reads a masked picture. refer: takes the reference (3, size, size) of each view in turn.
     """
     side, drawn, references = settings.resolution, [], []
+    # Views that differ in their references alone are encoded once.
+    kinds: dict[tuple[int, int], int] = {}
     for item in items:
         comfy.model_management.throw_exception_if_processing_interrupted()
         generator = _generator(settings.seed, item.number, item.view)
-        drawn.append(_draw(item.photo, settings, side, generator))
+        kind = _kind(item, settings)
+        if kind not in kinds:
+            kinds[kind] = len(drawn)
+            drawn.append(_draw(item.photo, settings, side, generator))
         if refer is not None:
             references.append(_reference(item.photo, settings, size, generator))
             refer(references[-1])
+    rows = torch.tensor([kinds[_kind(item, settings)] for item in items])
     squares, cuts, subjects = zip(*drawn, strict=True)
     pictures, gone = torch.stack(squares).movedim(1, -1), torch.stack(cuts)
     latents, channels = [], []
@@ -144,17 +151,28 @@ def make_views(
             channels.append(inpaint_channels(vae, pictures[part], gone[part]))
     latent = torch.cat(latents)
     told = any(item.photo.mask is not None for item in items)
-    shown = [pictures]
+    seen = [pictures]
     if holes:
-        shown.append(pictures.lerp(pictures.new_tensor(GREY), gone[..., None]))
+        seen.append(pictures.lerp(pictures.new_tensor(GREY), gone[..., None]))
+    shown = [_bytes(torch.cat(seen, 2))[rows]]
     if references:
-        shown.append(interpolate(torch.stack(references), (side, side), mode="bilinear").movedim(1, -1))
+        shown.append(_bytes(interpolate(torch.stack(references), (side, side), mode="bilinear").movedim(1, -1)))
+    joined = {name: torch.cat([one[name].float().cpu() for one in channels]) for name in (channels or [{}])[0]}
     return Views(
-        latent,
-        {name: torch.cat([one[name].float().cpu() for one in channels]) for name in (channels[0] if channels else ())},
-        latent_mask(torch.stack(subjects), *latent.shape[-2:], cover="area") if told else None,
-        (torch.cat(shown, 2).clamp(0, 1) * 255).round().byte(),
+        latent[rows],
+        {name: values[rows] for name, values in joined.items()},
+        latent_mask(torch.stack(subjects), *latent.shape[-2:], cover="area")[rows] if told else None,
+        torch.cat(shown, 2),
     )
+
+
+def _kind(item: Item, settings: SubjectSettings) -> tuple[int, int]:
+    """Of views with the same square and hole; without mask augmentation all of a photo have the same."""
+    return item.number, 0 if settings.mask_augmentation == "none" else item.view
+
+
+def _bytes(pictures: Tensor) -> Tensor:
+    return (pictures.clamp(0, 1) * 255).round().byte()
 
 
 def _draw(
@@ -162,8 +180,10 @@ def _draw(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The square (3, S, S), its hole (S, S) and the subject in it (S, S)."""
     height, width = photo.picture.shape[:2]
-    plain = settings.mask_augmentation == "none"
-    hole, around = draw_hole(photo.box, height, width, settings.mask_augmentation, generator)
+    plain, box = settings.mask_augmentation == "none", photo.box
+    hole, around = photo.picture.new_ones(height, width), None
+    if box is not None:
+        hole, around = draw_hole(box, height, width, settings.mask_augmentation, generator)
     square = draw_square(around, height, width, None if plain else generator)
     subject = torch.ones_like(hole) if photo.mask is None else photo.mask
     picture = crop_square(photo.picture.movedim(-1, 0)[None], square, side)[0]

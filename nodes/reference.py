@@ -70,7 +70,7 @@ class LoadReferenceModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Of the extra channels. paint-by-example: masked picture, then a mask that is 1 where "
-                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: by the encoder_file.",
+                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: by what the files hold.",
                 ),
             ],
             outputs=[

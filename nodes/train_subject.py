@@ -73,14 +73,17 @@ class TrainSubject(io.ComfyNode):
                     "images", optional=True, tooltip="Photos of the thing: a batch, or a list of pictures of any sizes."
                 ),
                 io.Mask.Input(
-                    "masks", optional=True, tooltip="White on the thing, one a photo. Where it stands is needed."
+                    "masks",
+                    optional=True,
+                    tooltip="White on the thing, one a photo or one for all. Where it stands is needed.",
                 ),
                 io.BoundingBox.Input(
                     "boxes",
                     optional=True,
                     force_input=True,
                     socketless=False,
-                    tooltip="Instead of masks, from Find Box's `bboxes` or a detector: one list of boxes a photo.",
+                    tooltip="Instead of masks, from Find Box's `bboxes` or a detector: one list a photo, of which the "
+                    "largest box counts.",
                 ),
                 io.ClipVision.Input(
                     "clip_vision", optional=True, tooltip="For mode inpaint: the encoder's CLIP vision model."

@@ -27,7 +27,7 @@ def _fill(module: nn.Module, seed: int) -> None:
                 parameter.fill_(1.0 if name.endswith("weight") else 0.0)
 
 
-def _build(family, levels, middle, residual, depth, dtype, prediction, **config):
+def _build(family, levels, middle, residual, depth, dtype, prediction, device="cpu", **config):
     import comfy.model_base
     import comfy.model_management
     import comfy.model_patcher
@@ -54,20 +54,20 @@ def _build(family, levels, middle, residual, depth, dtype, prediction, **config)
     )
     supported.set_inference_dtype(dtype, None)
     supported.model_type = lambda *_: prediction
-    model = supported.get_model({}, device="cpu")
+    model = supported.get_model({}, device=device)
     _fill(model.diffusion_model, seed=0)
     model.requires_grad_(False)
     device = comfy.model_management.get_torch_device()
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=torch.device("cpu"))
 
 
-def sd15(depth: int | None = None, dtype: torch.dtype = torch.bfloat16):
-    """SD1.5 as a ModelPatcher: eps, text of width 768."""
+def sd15(depth: int | None = None, dtype: torch.dtype = torch.bfloat16, device: str = "cpu"):
+    """SD1.5 as a ModelPatcher: eps, text of width 768. On the device `meta` it has shapes alone."""
     from comfy.model_base import ModelType
     from comfy.supported_models import SD15
 
     config = {"use_linear_in_transformer": False, "context_dim": 768, "adm_in_channels": None}
-    return _build(SD15, [1, 1, 1, 0], 1, 2, depth, dtype, ModelType.EPS, **config)
+    return _build(SD15, [1, 1, 1, 0], 1, 2, depth, dtype, ModelType.EPS, device, **config)
 
 
 def sd21_v(depth: int | None = None, dtype: torch.dtype = torch.bfloat16):

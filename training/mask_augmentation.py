@@ -86,14 +86,18 @@ def draw_hole(box: Sides, height: int, width: int, kind: str, generator: torch.G
     return fill_polygon(curve_points(box, grown, generator, jitter), height, width), grown
 
 
-def draw_square(hole: Sides, height: int, width: int, generator: torch.Generator | None) -> Square:
+def draw_square(hole: Sides | None, height: int, width: int, generator: torch.Generator | None) -> Square:
     """(left, top, side) of a square of the picture that holds the hole's box; without a generator centred on it.
 
     At random it lies anywhere along the picture's longer side and is then inset by up to 0.6 of the least room around
     the box. A box that no square of the picture holds gets a larger one, centred, which reaches beyond the picture.
+    Without a box it is the largest of the picture's squares, inset by nothing.
     """
-    longest = max(hole.right - hole.left, hole.bottom - hole.top)
     side = min(height, width)
+    if hole is None:
+        first = _place(width // 2, width // 2, side, width, generator)
+        return first, _place(height // 2, height // 2, side, height, generator), side
+    longest = max(hole.right - hole.left, hole.bottom - hole.top)
     if longest > side:
         return (hole.left + hole.right - longest) // 2, (hole.top + hole.bottom - longest) // 2, longest
     left = _place(hole.left, hole.right, side, width, generator)

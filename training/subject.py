@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
+from math import isfinite
 
 import torch
 from torch import Tensor, nn
@@ -112,13 +113,14 @@ class SubjectTraining:
         total = 0.0
         for part in range(self.accumulation):
             value = loss(part) / self.accumulation
-            self._require_finite(value, "loss")
-            (value * LOSS_SCALE).backward()
             total += float(value.detach())
-        for parameter in self.parameters.values():
-            if parameter.grad is not None:
-                parameter.grad /= LOSS_SCALE
-                self._require_finite(parameter.grad, "gradient")
+            self._require(isfinite(total), "loss")
+            (value * LOSS_SCALE).backward()
+        gradients = [one.grad for one in self.parameters.values() if one.grad is not None]
+        for gradient in gradients:
+            gradient /= LOSS_SCALE
+        # Asked once of all, because each answer waits for the device.
+        self._require(isfinite(float(torch.stack([one.abs().amax() for one in gradients]).amax())), "gradient")
         self.optimizer.step()
         self.losses.append(total)
         return total
@@ -144,8 +146,8 @@ class SubjectTraining:
                 if value is not None
             }
 
-    def _require_finite(self, value: Tensor, what: str) -> None:
-        if not torch.isfinite(value).all():
+    def _require(self, finite: bool, what: str) -> None:
+        if not finite:
             raise ValueError(
                 f"The {what} is not a number in step {self.done + 1}. "
                 "Lower the learning rate, or train in fp32 or bf16."

@@ -126,9 +126,9 @@ def test_the_model_is_given_its_channels_in_its_own_order(files, order, tiny):
     assert encoder.null.shape[-1] == CONTEXT
 
 
-def test_with_a_projection_of_our_own_auto_is_the_hosts_order(files):
+def test_with_a_projection_of_our_own_auto_is_the_order_it_was_trained_in(files):
     from inlay.guidance.reference import ReferenceEncoder
-    from inlay.host.lora_files import Lora, save_lora
+    from inlay.host.lora_files import Lora, base_metadata, save_lora
     from inlay.host.subject_projection import projection_tensors
 
     projection = torch.nn.Sequential(torch.nn.LayerNorm(WIDTH), torch.nn.Linear(WIDTH, CONTEXT))
@@ -136,8 +136,18 @@ def test_with_a_projection_of_our_own_auto_is_the_hosts_order(files):
     save_lora(Lora(projection_tensors(ours), {}), "own-projection")
     assert "loras/own-projection.safetensors" in reference_files.reference_files(own=True)
     assert "loras/own-projection.safetensors" not in reference_files.reference_files()
-    model, encoder = load_reference_files(files, "loras/own-projection.safetensors", "auto")
+    unet = {f"model.diffusion_model.{key}": value for key, value in build_unet(9, seed=3).state_dict().items()}
+    folder = folder_paths.get_folder_paths("checkpoints")[0]
+    save_file(unet, f"{folder}/unet.safetensors")
+    unet_file, own_file = "checkpoints/unet.safetensors", "loras/own-projection.safetensors"
+    model, encoder = load_reference_files(unet_file, own_file, "auto")
     assert model.model.concat_keys == ("mask", "masked_image")
+    # Paint-by-Example's own checkpoint is known by its learned vector, and its bare UNet by what ours was trained on.
+    reversed_keys = load_reference_files(files, own_file, "auto")[0].model.concat_keys
+    assert reversed_keys == ("masked_image", "mask_inverted")
+    told = base_metadata(load_reference_files(files, files, "auto")[0])
+    save_lora(Lora(projection_tensors(ours), told), "own-projection")
+    assert load_reference_files(unet_file, own_file, "auto")[0].model.concat_keys == reversed_keys
     pooled = torch.randn(2, WIDTH)
     assert torch.equal(encoder(pooled), ours(pooled))
 

@@ -2,16 +2,32 @@
 
 from pathlib import Path
 
+import comfy.lora
 import comfy.model_management
 import folder_paths
 import pytest
 import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from inlay.guidance.reference import ReferenceEncoder
-from inlay.host.lora_files import ALPHA, DOWN, UP, Lora, base_metadata, kohya_names, lora_name, read_lora, save_lora
-from inlay.host.subject_loading import load_subject, subject_conditioning
+from inlay.host.adapter_hooks import AdapterHooks
+from inlay.host.lora_files import (
+    ALPHA,
+    DOWN,
+    UP,
+    Lora,
+    base_metadata,
+    file_bytes,
+    kohya_names,
+    lora_name,
+    read_lora,
+    save_lora,
+)
+from inlay.host.lora_training import TrainableLora, count_parameters
+from inlay.host.subject_loading import WAYS, load_subject, subject_conditioning
 
 import nodes
+
+from ..full_size import sd15
 
 LAYER = "diffusion_model.input_blocks.1.1.transformer_blocks.0.attn1.to_q.weight"
 LAYERS = (LAYER, "diffusion_model.middle_block.1.transformer_blocks.0.attn2.to_v.weight")
@@ -80,6 +96,17 @@ def test_bypass_is_the_same_model_and_two_of_them_add_up(tiny, lora, told, sampl
     assert torch.equal(sample(tiny.inpaint_model, **told), plain)
 
 
+def test_nothing_stays_on_the_device_when_adapters_are_taken_off(tiny, lora):
+    keys = comfy.lora.model_lora_keys_unet(tiny.inpaint_model.model, {})
+    adapter = comfy.lora.load_lora(dict(lora), keys)[LAYER]
+    own = adapter.weights
+    hooks = AdapterHooks({tiny.inpaint_model.model.get_submodule(LAYER.removesuffix(".weight")): adapter})
+    hooks.attach(torch.device("meta"))
+    assert adapter.weights[0].device.type == "meta"
+    hooks.remove()
+    assert adapter.weights is own
+
+
 def test_a_file_of_another_base_is_refused_with_the_reason(tiny, lora):
     from inlay.host.demo_models import build_model, build_unet
 
@@ -91,6 +118,9 @@ def test_a_file_of_another_base_is_refused_with_the_reason(tiny, lora):
     assert load_subject(other, lora, 1.0, other_weights=True).patches
     with pytest.raises(ValueError, match="does not have"):
         load_subject(tiny.inpaint_model, {f"lora_unet_foreign{UP}": torch.ones(2, 1)}, 1.0)
+    for way in WAYS:
+        with pytest.raises(ValueError, match="changes no layer"):
+            load_subject(tiny.inpaint_model, {"foreign.lora_A.weight": torch.ones(1, 2)}, 1.0, way)
     name = kohya_names(tiny.inpaint_model, [LAYER])[LAYER]
     wide = {name + UP: torch.ones(320, 4), name + DOWN: torch.ones(4, 320)}
     with pytest.raises(ValueError, match="320 x 320 and the model's layer 64 x 64"):
@@ -119,6 +149,13 @@ def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):
         lora_name("../taken", "number")
     with pytest.raises(ValueError, match="There is no LoRA"):
         read_lora("nothing.safetensors")
+
+
+@pytest.mark.parametrize("rank, megabytes", [(4, 2.39), (16, 9.57), (64, 38.3)])
+def test_ranks_4_to_64_are_2_to_40_megabytes_at_sd15s_size(rank, megabytes):
+    lora = TrainableLora(sd15(device="meta"), "one token", rank, rank, 0.0, 0)
+    assert count_parameters(lora.parameters) == 149_568 * rank
+    assert len(file_bytes(lora.tensors(), {})) / 1e6 == pytest.approx(megabytes, abs=0.06)
 
 
 def test_a_full_disk_leaves_nothing(lora, monkeypatch, tmp_path):

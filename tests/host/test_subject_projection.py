@@ -1,5 +1,6 @@
 """A reference projection trained with the subject: kept in its file, read by both nodes that take one."""
 
+import comfy.utils
 import pytest
 import torch
 from inlay.attention.boxes import box_mask
@@ -8,7 +9,7 @@ from inlay.guidance.reference_mapper import ReferenceMapper
 from inlay.host.full_tuning import tune_whole
 from inlay.host.lora_files import read_lora
 from inlay.host.reference_conditioning import reference_conditioning
-from inlay.host.reference_files import find_file, load_reference_encoder
+from inlay.host.reference_files import build_encoder, find_file
 from inlay.host.subject_loading import load_subject, subject_conditioning
 from inlay.host.subject_projection import PREFIX, load_projection, projection_tensors
 from inlay.host.subject_telling import Teller
@@ -59,7 +60,7 @@ def test_it_is_trained_saved_and_used_in_the_encoders_place(tiny, photos, encode
     ours = sample(load_subject(tiny.inpaint_model, lora, 1.0), **told)
     stock = nodes.LoraLoader().load_lora(tiny.inpaint_model, tiny.clip, "projected.safetensors", 1.0, 0.0)[0]
     assert torch.equal(ours, sample(stock, **told))
-    read = load_reference_encoder(find_file("loras/projected.safetensors"))
+    read = build_encoder(comfy.utils.load_torch_file(find_file("loras/projected.safetensors")))
     assert all(torch.equal(read.state_dict()[key], trained.lora[PREFIX + key]) for key in before)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 from inlay.attention.boxes import box_mask
 from inlay.guidance.reference import ReferenceEncoder
-from inlay.host import subject_loop
+from inlay.host import subject_loop, subject_training
 from inlay.host.lora_files import read_lora
 from inlay.host.subject_loading import load_subject
 from inlay.host.subject_telling import Teller
@@ -130,9 +130,10 @@ def test_bad_input_is_refused_before_the_first_step(tiny, setup):
         ({"rank": 65}, "Rank 65 is larger than the layer .* 64 x 64. Choose at most 64"),
         ({"photos": Photos(images)}, "where the subject is"),
         ({"photos": Photos([])}, "no photo"),
-        ({"photos": Photos(images, masks[:1])}, "1 masks for 2 photos"),
+        ({"photos": Photos(images * 2, masks[:1] * 3)}, "3 masks for 4 photos"),
         ({"photos": Photos(images, [masks[0], masks[1] * 0])}, "Mask 2 of 2 shows no subject"),
         ({"photos": Photos(images, boxes=[BOXES[0]] * 3)}, "boxes for 3 images"),
+        ({"photos": Photos(images, boxes=[[BOXES[0], []]])}, "no box for photo 2 of 2"),
         ({"teller": Teller()}, "both clip_vision and reference_encoder"),
         ({"learning_rate": 0.0}, "learning rate is 0"),
     ]
@@ -144,6 +145,27 @@ def test_bad_input_is_refused_before_the_first_step(tiny, setup):
         with pytest.raises(ValueError, match=words):
             train(tiny, setup, "never", **changes)
     assert folder_paths.get_full_path("loras", "never.safetensors") is None
+
+
+def test_a_run_that_was_cancelled_before_its_first_step_binds_nobody(tiny, setup, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(comfy.model_management.InterruptProcessingException):
+        interrupt_after(patch, 0)
+        train(tiny, setup, "soon")
+    assert len(train(tiny, setup, "soon", rank=3).losses) == 3
+
+
+def test_what_a_full_disk_does_not_take_is_not_trained_again(tiny, setup, monkeypatch):
+    def full(*_):
+        raise ValueError("No space left on device")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="No space"):
+        patch.setattr(subject_training, "save_lora", full)
+        train(tiny, setup, "full-disk")
+    with monkeypatch.context() as patch:
+        interrupt_after(patch, 0)
+        kept = train(tiny, setup, "full-disk")
+    wanted = train(tiny, setup, "full-disk")
+    assert kept.losses == wanted.losses and all(torch.equal(kept.lora[key], wanted.lora[key]) for key in wanted.lora)
 
 
 def test_one_photo_is_trained_and_said_to_be_few(tiny, setup, caplog):

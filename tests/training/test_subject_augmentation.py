@@ -66,6 +66,13 @@ def test_a_hole_that_no_square_holds_gets_one_beyond_the_picture():
     assert draw_square(Sides(0, 10, 160, 50), 128, 160, torch.Generator()) == (0, -50, 160)
 
 
+def test_without_a_box_it_is_the_largest_square_of_the_picture():
+    places = {draw_square(None, 128, 160, generator) for generator in seeds(200)}
+    assert {(top, side) for _, top, side in places} == {(0, 128)}
+    assert {left for left, _, _ in places} == set(range(33))
+    assert draw_square(None, 128, 160, None) == (16, 0, 128)
+
+
 def test_references_are_mirrored_turned_and_blurred_at_their_shares():
     crop = torch.rand(3, 32, 32, generator=torch.Generator().manual_seed(1))
     results = [augment_reference(crop, generator) for generator in seeds(600)]
