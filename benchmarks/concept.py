@@ -71,7 +71,8 @@ class Straight:
 
     def _loss(self, clean: Tensor, text: Tensor, step: int, part: int) -> Tensor:
         net = self.models.model.model
-        draw = draw_example(SEED, step, part, 1, len(net.model_sampling.sigmas), clean.shape[1:], False)
+        levels = len(net.model_sampling.sigmas)
+        draw = draw_example(SEED, step, part, ACCUMULATION, 1, levels, clean.shape[1:], False)
         sigma = net.model_sampling.sigmas[draw.timestep].to(clean)
         noise = draw.noise.to(clean)
         noised = (clean + sigma * noise) / (1 + sigma**2) ** 0.5

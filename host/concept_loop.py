@@ -172,8 +172,8 @@ class ConceptLoop:
         settings = self.settings
         _, pictures, *shape = self.clean.shape
         of_step = settings.seed, self.training.done
-        levels = len(self.sampling.sigmas)
-        draws = [draw_example(*of_step, part, pictures, levels, shape, settings.flips) for part in parts]
+        count, levels = settings.accumulation, len(self.sampling.sigmas)
+        draws = [draw_example(*of_step, part, count, pictures, levels, shape, settings.flips) for part in parts]
         views, chosen = [int(draw.flip) for draw in draws], [draw.picture for draw in draws]
         clean = self.clean[views, chosen]
         timesteps = torch.tensor([float(draw.timestep) for draw in draws])

@@ -130,7 +130,7 @@ def test_the_gradient_is_that_of_a_straight_loop(learn, tiny, monkeypatch):
         text, _ = encoder.encode_token_weights({"l": [ids]})
         losses = []
         for part in range(2):
-            draw = concept.draw_example(3, 0, part, 2, 1000, clean.shape[1:], False)
+            draw = concept.draw_example(3, 0, part, 2, 2, 1000, clean.shape[1:], False)
             sigma = base.model_sampling.sigmas[draw.timestep]
             a, s = 1 / (1 + sigma**2).sqrt(), sigma / (1 + sigma**2).sqrt()
             noised = a * clean[draw.picture] + s * draw.noise

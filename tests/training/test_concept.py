@@ -112,17 +112,33 @@ def test_what_is_not_finite_stops_the_run_before_the_update():
 
 def test_examples_belong_to_seed_step_and_part_alone():
     shape = (4, 5, 6)
-    one = draw_example(7, 3, 1, 5, 1000, shape, True)
-    again = draw_example(7, 3, 1, 5, 1000, shape, True)
+    one = draw_example(7, 3, 1, 4, 5, 1000, shape, True)
+    again = draw_example(7, 3, 1, 4, 5, 1000, shape, True)
     assert (one.picture, one.flip, one.timestep) == (again.picture, again.flip, again.timestep)
     assert torch.equal(one.noise, again.noise)
-    others = [draw_example(*key, 5, 1000, shape, True) for key in [(8, 3, 1), (7, 4, 1), (7, 3, 2)]]
+    others = [draw_example(*key, 4, 5, 1000, shape, True) for key in [(8, 3, 1), (7, 4, 1), (7, 3, 2)]]
     assert all(not torch.equal(one.noise, other.noise) for other in others)
-    many = [draw_example(0, step, 0, 3, 1000, (1, 1, 1), True) for step in range(300)]
+    many = [draw_example(0, step, 0, 1, 3, 1000, (1, 1, 1), True) for step in range(300)]
     assert {draw.picture for draw in many} == {0, 1, 2}
     assert 100 < sum(draw.flip for draw in many) < 200
     assert min(draw.timestep for draw in many) < 50 and max(draw.timestep for draw in many) > 950
-    assert not any(draw_example(0, step, 0, 3, 1000, (1, 1, 1), False).flip for step in range(20))
+    assert not any(draw_example(0, step, 0, 1, 3, 1000, (1, 1, 1), False).flip for step in range(20))
+
+
+@pytest.mark.parametrize("parts, timesteps", [(4, 1000), (3, 1000)])
+def test_the_parts_of_a_step_share_out_the_schedule(parts, timesteps):
+    drawn = torch.tensor(
+        [
+            [draw_example(0, step, part, parts, 1, timesteps, (1, 1, 1), False).timestep for part in range(parts)]
+            for step in range(200)
+        ]
+    )
+    assert 0 <= drawn.min() and drawn.max() < timesteps
+    assert (drawn.diff() > 0).all() and len(drawn[:, 0].unique()) > 100
+    uniform = (timesteps - 1) / 2
+    assert abs(float(drawn.float().mean()) - uniform) < 0.03 * timesteps
+    # One by one they would deviate by timesteps / sqrt(12 parts).
+    assert float(drawn.float().mean(1).std()) < 0.6 * timesteps / (12 * parts) ** 0.5
 
 
 def test_the_start_is_the_word_spread_or_the_tables_statistics():
