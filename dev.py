@@ -97,7 +97,8 @@ def within(comfyui: Path, command: str, arguments: list[str]) -> int:
         return int(pytest.main(arguments))
     if command == "demo":
         return importlib.import_module(JOBS[command]).main(arguments, comfyui)
-    importlib.import_module("inlay.host.boot").boot(comfyui)
+    # Suites measure pictures and want to be fast; benches measure the host as its users run it.
+    importlib.import_module("inlay.host.boot").boot(comfyui, fused_attention=command == "evaluate")
     return importlib.import_module(JOBS[command]).main(arguments)
 
 

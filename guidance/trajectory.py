@@ -53,6 +53,14 @@ class Trajectory:
         """The same path for a choice of its pictures, repeats allowed. pictures: (m,) int64."""
         return replace(self, noises=self.noises[:, pictures], clean=self.clean[pictures])
 
+    def check_picture(self, height: int, width: int) -> None:
+        """Raises ValueError unless the path is of a picture of height x width pixels."""
+        if (self.height, self.width) != (height, width):
+            raise ValueError(
+                f"The trajectory belongs to a picture of {self.width} x {self.height} pixels, and this one is "
+                f"{width} x {height}. Invert this picture again with Invert Image."
+            )
+
     def check(self, height: int, width: int, model_id: str, prediction: str) -> None:
         """Raises ValueError unless the path fits latents of height x width cells and that model."""
         h, w = self.clean.shape[-2:]

@@ -71,7 +71,9 @@ def paint(
             source = fill_smoothly(image, 1 - hole(mask))
     latent = encode_picture(vae, source)
     padded = pad_mask(mask, vae)
-    if settings.background == "inverted" and trajectory is None:
+    if settings.background == "inverted" and trajectory is not None:
+        trajectory.check_picture(height, width)
+    elif settings.background == "inverted":
         empty = node_helpers.conditioning_set_values(negative, channels)
         trajectory, _ = invert_latent(model, latent, height, width, empty, steps=settings.inversion_steps)
 

@@ -1,51 +1,20 @@
 """The paint job on the tiny models, against the host's own sampling."""
 
-import os
 from dataclasses import fields, replace
-from functools import partial
 
-import comfy.model_management
 import comfy.sample
 import comfy.samplers
-import comfy.utils
-import folder_paths
 import pytest
 import torch
 from inlay.guidance.start import STARTS, start_latent
-from inlay.host import candidates
-from inlay.host.candidate_run import CandidateRun
 from inlay.host.inpaint_channels import inpaint_channels
 from inlay.host.inversion import invert_image
-from inlay.host.painting import PaintSettings, paint
+from inlay.host.painting import SCHEDULER_NAMES, PaintSettings
 from inlay.nodes.paint import Paint
 
 from nodes import InpaintModelConditioning
 
-H, W = 64, 72
-FEW = PaintSettings(steps=2, seed=7, inversion_steps=2, paste="exact")
-
-
-def scene(height=H, width=W, batch=1, seed=0):
-    return torch.rand(batch, height, width, 3, generator=torch.Generator().manual_seed(seed))
-
-
-def box(height=H, width=W):
-    mask = torch.zeros(1, height, width)
-    mask[:, height // 4 : height // 2 + 3, width // 3 : width * 2 // 3 + 2] = 1
-    return mask
-
-
-@pytest.fixture(scope="module")
-def job(tiny, encode):
-    """job(settings, model=, image=, mask=, ...) -> images, latent."""
-    positive, negative = encode("a red star on a beach"), encode("")
-
-    def run(settings=FEW, model=None, image=None, mask=None, vae=tiny.vae, **more):
-        image = scene() if image is None else image
-        mask = box(*image.shape[1:3]) if mask is None else mask
-        return paint(model or tiny.model, positive, negative, vae, image, mask, settings, **more)
-
-    return run
+from .painting_scene import FEW, H, W, box, scene
 
 
 @pytest.mark.parametrize(
@@ -135,72 +104,21 @@ def test_outside_the_latent_ends_as_the_pictures_own(job, tiny, background):
     assert difference.abs().max() < 1e-5
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_ancestral"])
-def test_candidates_do_not_depend_on_how_they_are_batched(job, sampler):
-    settings = replace(FEW, candidates=3, background="renoised", sampler=sampler)
-    _, one = job(replace(settings, at_once=1))
-    _, two = job(replace(settings, at_once=2))
-    _, alone = job(replace(settings, candidates=1))
-    scale = one["samples"].abs().max()
-    assert (one["samples"] - two["samples"]).abs().max() < 1e-5 * scale
-    assert torch.equal(one["samples"][:1], alone["samples"])
-    assert (one["samples"][0] - one["samples"][1]).abs().max() > 0.1 * scale
-
-
-def test_candidates_are_the_hosts_batch(job, sample, tiny):
-    settings = replace(FEW, candidates=3, sampler="euler", background="none", at_once=2)
-    _, latent = job(settings, mask=torch.ones(1, H, W))
-    want = sample(tiny.model, steps=2, batch=3, seed=7, size=(8, 9))
-    assert (latent["samples"] - want).norm() < 1e-5 * want.norm()
-    assert latent["batch_index"] == [0, 1, 2]
-
-
-def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
-    settings = replace(FEW, candidates=4)
-    want = job(settings)[1]["samples"]
-    sizes = []
-    sample = CandidateRun._sample
-
-    def scarce(self, noise, first, last):
-        sizes.append(last - first)
-        if last - first > 1:
-            raise comfy.model_management.OOM_EXCEPTION("no")
-        return sample(self, noise, first, last)
-
-    monkeypatch.setattr(CandidateRun, "_sample", scarce)
-    got = job(settings)[1]["samples"]
-    assert sizes == [4, 2, 1, 1, 1, 1]
-    assert (got - want).abs().max() < 1e-5 * want.abs().max()
-    assert "2 candidates at a time" in caplog.text
-
-
-def test_the_estimate_splits_evenly(tiny, monkeypatch):
-    latent = torch.zeros(1, 4, 8, 9)
-    monkeypatch.setattr(tiny.model.model, "memory_required", lambda shape: shape[0] * 100)
-    monkeypatch.setattr(tiny.model, "model_size", lambda: 0)
-    for free, want in ((10, 1), (300, 1), (1500, 4), (2100, 4), (10**9, 8)):
-        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free)
-        assert candidates.candidates_that_fit(tiny.model, latent, 8) == want
-
-
-@pytest.mark.parametrize("kind", ["model", "inpaint_model"])
-def test_a_batch_of_pictures_with_candidates(job, tiny, kind):
-    job = partial(job, model=getattr(tiny, kind))
-    image, mask = scene(batch=2), torch.cat([box(), box().flip(2)])
-    settings = replace(FEW, candidates=2)
-    images, _ = job(settings, image=image, mask=mask)
-    assert images.shape == (4, H, W, 3)
-    for row in range(4):
-        outside = mask[row % 2] == 0
-        assert torch.equal(images[row][outside], image[row % 2][outside])
-    one_by_one, _ = job(replace(settings, at_once=1), image=image, mask=mask)
-    assert (images - one_by_one).abs().max() < 1e-4
-
-
 def test_a_given_trajectory_is_what_it_would_have_inverted(job, tiny, encode):
     trajectory, _ = invert_image(tiny.model, tiny.vae, scene(), positive=encode(""), steps=2)
     given = job(trajectory=trajectory)[1]["samples"]
     assert torch.equal(given, job()[1]["samples"])
+
+
+@pytest.mark.parametrize("scheduler", SCHEDULER_NAMES)
+def test_one_trajectory_serves_every_scheduler_step_count_and_denoise(job, tiny, encode, scheduler):
+    trajectory, _ = invert_image(tiny.model, tiny.vae, scene(), positive=encode(""), steps=3)
+    settings = replace(FEW, scheduler=scheduler, steps=5, denoise=0.7)
+    _, latent = job(settings, trajectory=trajectory)
+    kept = torch.nn.functional.max_pool2d(box()[:, None], 8)[0, 0] == 0
+    difference = (latent["samples"] - tiny.vae.encode(scene()))[0]
+    assert difference[:, kept].abs().max() < 1e-5
+    assert difference[:, ~kept].abs().mean() > 0.05
 
 
 @pytest.mark.parametrize("background", ["inverted", "fixed"])
@@ -264,48 +182,6 @@ def test_soft_masks_mix(job):
     assert 0 < change < (hard - scene())[0][inside].abs().mean()
 
 
-def test_patches_learn_which_candidates_they_see(job, tiny):
-    seen = []
-    model = tiny.model.clone()
-    model.set_model_unet_function_wrapper(
-        lambda apply, call: (
-            seen.append(call["c"]["transformer_options"]["inlay_candidates"])
-            or apply(call["input"], call["timestep"], **call["c"])
-        )
-    )
-    job(replace(FEW, candidates=3, at_once=2, background="none"), model=model)
-    assert seen[0] == [0, 1] and seen[-1] == [2]
-
-
-@pytest.mark.parametrize("call, pictures", [(0, 0), (3, 1), (5, 1), (8, 2)])
-def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pictures):
-    calls, shown = [], []
-    model = tiny.model.clone()
-
-    def press_cancel(apply, asked):
-        calls.append(0)
-        if len(calls) - 1 == call:
-            comfy.model_management.interrupt_current_processing()
-        return apply(asked["input"], asked["timestep"], **asked["c"])
-
-    model.set_model_unet_function_wrapper(press_cancel)
-    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append(preview))
-    settings = replace(FEW, steps=5, cfg=1.0, background="none", candidates=2, at_once=1)
-    before = kept_files()
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        job(settings, model=model)
-    assert len(calls) == call + 1
-    new = kept_files() - before
-    assert len(new) == pictures and all(name.endswith("_.png") for name in new)
-    if pictures:
-        assert shown[-1][1].size == (W, H)
-
-
-def kept_files():
-    folder = folder_paths.get_temp_directory()
-    return {name for name in os.listdir(folder) if "cancelled" in name} if os.path.isdir(folder) else set()
-
-
 def test_bad_input_is_one_clear_sentence(job, tiny):
     with pytest.raises(ValueError, match="mask is empty"):
         job(mask=torch.zeros(1, H, W))
@@ -324,6 +200,15 @@ def test_bad_input_is_one_clear_sentence(job, tiny):
     with pytest.raises(ValueError, match="trajectory belongs to a picture of 128 x 64"):
         trajectory, _ = invert_image(tiny.model, tiny.vae, scene(64, 128), steps=2)
         job(trajectory=trajectory)
+    # The same latent's size, and another picture all the same.
+    with pytest.raises(ValueError, match="trajectory belongs to a picture of 70 x 61 pixels, and this one is 72 x 64"):
+        trajectory, _ = invert_image(tiny.model, tiny.vae, scene(61, 70), steps=2)
+        job(trajectory=trajectory)
+    with pytest.raises(ValueError, match="predicts v, and this one predicts eps"):
+        trajectory, _ = invert_image(tiny.v_model, tiny.vae, scene(), steps=2)
+        job(trajectory=trajectory)
+    with pytest.raises(ValueError, match="not numbers"):
+        job(mask=torch.full((1, H, W), torch.nan))
     with pytest.raises(ValueError, match="another model"):
         trajectory, _ = invert_image(tiny.inpaint_model, tiny.vae, scene(), steps=2)
         job(trajectory=trajectory)

@@ -1,0 +1,131 @@
+"""Several candidates of one paint job: how they are batched, shown and cut short."""
+
+import os
+from dataclasses import replace
+from functools import partial
+
+import comfy.cli_args
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import pytest
+import torch
+from inlay.host import candidates
+from inlay.host.candidate_run import CandidateRun
+
+from .painting_scene import FEW, H, W, box, scene
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_ancestral"])
+def test_candidates_do_not_depend_on_how_they_are_batched(job, sampler):
+    settings = replace(FEW, candidates=3, background="renoised", sampler=sampler)
+    _, one = job(replace(settings, at_once=1))
+    _, two = job(replace(settings, at_once=2))
+    _, alone = job(replace(settings, candidates=1))
+    scale = one["samples"].abs().max()
+    assert (one["samples"] - two["samples"]).abs().max() < 1e-5 * scale
+    assert torch.equal(one["samples"][:1], alone["samples"])
+    assert (one["samples"][0] - one["samples"][1]).abs().max() > 0.1 * scale
+
+
+def test_candidates_are_the_hosts_batch(job, sample, tiny):
+    settings = replace(FEW, candidates=3, sampler="euler", background="none", at_once=2)
+    _, latent = job(settings, mask=torch.ones(1, H, W))
+    want = sample(tiny.model, steps=2, batch=3, seed=7, size=(8, 9))
+    assert (latent["samples"] - want).norm() < 1e-5 * want.norm()
+    assert latent["batch_index"] == [0, 1, 2]
+
+
+def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
+    settings = replace(FEW, candidates=4)
+    want = job(settings)[1]["samples"]
+    sizes = []
+    sample = CandidateRun._sample
+
+    def scarce(self, noise, first, last):
+        sizes.append(last - first)
+        if last - first > 1:
+            raise comfy.model_management.OOM_EXCEPTION("no")
+        return sample(self, noise, first, last)
+
+    monkeypatch.setattr(CandidateRun, "_sample", scarce)
+    got = job(settings)[1]["samples"]
+    assert sizes == [4, 2, 1, 1, 1, 1]
+    assert (got - want).abs().max() < 1e-5 * want.abs().max()
+    assert "2 candidates at a time" in caplog.text
+
+
+def test_the_estimate_splits_evenly(tiny, monkeypatch):
+    latent = torch.zeros(1, 4, 8, 9)
+    monkeypatch.setattr(tiny.model.model, "memory_required", lambda shape: shape[0] * 100)
+    monkeypatch.setattr(tiny.model, "model_size", lambda: 0)
+    for free, want in ((10, 1), (300, 1), (1500, 4), (2100, 4), (10**9, 8)):
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert candidates.candidates_that_fit(tiny.model, latent, 8) == want
+
+
+@pytest.mark.parametrize("kind", ["model", "inpaint_model"])
+def test_a_batch_of_pictures_with_candidates(job, tiny, kind):
+    job = partial(job, model=getattr(tiny, kind))
+    image, mask = scene(batch=2), torch.cat([box(), box().flip(2)])
+    settings = replace(FEW, candidates=2)
+    images, _ = job(settings, image=image, mask=mask)
+    assert images.shape == (4, H, W, 3)
+    for row in range(4):
+        outside = mask[row % 2] == 0
+        assert torch.equal(images[row][outside], image[row % 2][outside])
+    one_by_one, _ = job(replace(settings, at_once=1), image=image, mask=mask)
+    assert (images - one_by_one).abs().max() < 1e-4
+
+
+def test_patches_learn_which_candidates_they_see(job, tiny):
+    seen = []
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, call: (
+            seen.append(call["c"]["transformer_options"]["inlay_candidates"])
+            or apply(call["input"], call["timestep"], **call["c"])
+        )
+    )
+    job(replace(FEW, candidates=3, at_once=2, background="none"), model=model)
+    assert seen[0] == [0, 1] and seen[-1] == [2]
+
+
+def test_progress_counts_every_candidates_steps_and_shows_them(job, monkeypatch):
+    shown = []
+    monkeypatch.setattr(comfy.cli_args.args, "preview_method", comfy.cli_args.LatentPreviewMethod.Latent2RGB)
+    monkeypatch.setattr(
+        comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append((step, total, preview))
+    )
+    job(replace(FEW, steps=3, candidates=3, at_once=2, background="none"))
+    assert [(step, total) for step, total, _ in shown] == [(2, 9), (4, 9), (6, 9), (7, 9), (8, 9), (9, 9)]
+    assert all(preview[1].size == (W // 8, H // 8) for _, _, preview in shown)
+
+
+@pytest.mark.parametrize("call, pictures", [(0, 0), (3, 1), (5, 1), (8, 2)])
+def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pictures):
+    calls, shown = [], []
+    model = tiny.model.clone()
+
+    def press_cancel(apply, asked):
+        calls.append(0)
+        if len(calls) - 1 == call:
+            comfy.model_management.interrupt_current_processing()
+        return apply(asked["input"], asked["timestep"], **asked["c"])
+
+    model.set_model_unet_function_wrapper(press_cancel)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append(preview))
+    settings = replace(FEW, steps=5, cfg=1.0, background="none", candidates=2, at_once=1)
+    before = kept_files()
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        job(settings, model=model)
+    assert len(calls) == call + 1
+    new = kept_files() - before
+    assert len(new) == pictures and all(name.endswith("_.png") for name in new)
+    if pictures:
+        assert shown[-1][1].size == (W, H)
+
+
+def kept_files():
+    folder = folder_paths.get_temp_directory()
+    return {name for name in os.listdir(folder) if "cancelled" in name} if os.path.isdir(folder) else set()
