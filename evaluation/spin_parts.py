@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..demo.judge import Judge, crop_boxes
-from ..demo.render import mask_boxes
-from ..demo.scenes import SIZE
+from ..demo.render import mask_boxes, render
+from ..demo.scenes import SIZE, draw_scenes
 from ..guidance.paste import paste_back
 from ..guidance.trajectory import Trajectory
 from ..host.demo_world import DemoModels
@@ -20,6 +20,7 @@ from ..host.regions import Region
 from ..host.style_guidance_patch import StyleOptions, guide_by_style
 from . import judging
 from .measures import exact_outside, psnr_outside, seam
+from .records import Measured
 
 STEPS = 30
 CFG = 5.0
@@ -79,6 +80,16 @@ class Canvas:
 
 def through_vae(models: DemoModels, image: Tensor) -> Tensor:
     return decode_picture(models.vae, encode_picture(models.vae, image), SIZE, SIZE)
+
+
+def judge_trust(models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]:
+    """judging.trust_rows for suites whose own scenes show what no label names: one named thing a scene."""
+    scenes = draw_scenes(seeds, objects=1, holding_out=True)
+    shown = render(scenes)
+    crops = (
+        judging.crops_of_masks(image, shown.masks[:, 0]) for image in (shown.image, through_vae(models, shown.image))
+    )
+    return judging.trust_rows(judge, *crops, scenes, seeds, (*judging.OBJECT, *judging.PLACE))
 
 
 def crops_inside(image: Tensor, mask: Tensor) -> Tensor:

@@ -43,6 +43,8 @@ from .spin_values import Scene, World, diversity, mean, score_name, values_of
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "image-paint.json"
 SELECTED = "best of 4"
 IMAGE_NEEDED = 48
+# Pictures that the judge is tried on at once.
+TRUST = 16
 NAME = "inlay-evaluation"
 
 
@@ -53,6 +55,7 @@ def run(study: Study) -> None:
     world = World(study, models, inpaint, load_judge(weights_path("judge")))
     study.measure("painting by text", 1, partial(_by_text, world))
     study.measure("painting by reference", 1, partial(_by_reference, world))
+    study.measure("judge", TRUST, partial(spin_parts.judge_trust, models, world.judge))
 
 
 def canvas_of(models: DemoModels, task: Tasks, text: str, seed: int) -> Canvas:

@@ -126,6 +126,8 @@ def test_the_suite(random_world, monkeypatch, tmp_path, capsys):
     rows = {row["name"]: row for row in report["rows"]}
     assert {concept.at(name, step) for name in ("multi", *kept) for step in (1, 2)} <= set(rows)
     assert rows["before training, 6 tokens"]["n"] == 2
+    for name in ("real crops", "real crops through the VAE", "labels shuffled"):
+        assert rows[f"judge: {name}"]["n"] == 2 and "background" in rows[f"judge: {name}"]
     ceiling = rows["ceiling: the subject in the place, through the VAE"]
     assert ceiling["judge subject"]["mean"] != rows[concept.at("multi", 2)]["judge subject"]["mean"]
     assert [claim["holds"] for claim in report["claims"]] == [None, None]

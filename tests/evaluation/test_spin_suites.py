@@ -12,7 +12,7 @@ from inlay.demo.scenes import draw_scenes
 from inlay.demo.tasks import place_masks
 from inlay.evaluation import spin_parts
 from inlay.evaluation.claims import Above, EachAbove
-from inlay.evaluation.suites import spin, spin_jobs, spin_values, style
+from inlay.evaluation.suites import concept, spin, spin_jobs, spin_values, style
 from inlay.host.style_guidance_patch import StyleOptions
 
 
@@ -62,6 +62,7 @@ def test_spin(short, capsys, tmp_path):
         assert best[score]["mean"] >= mean[score]["mean"] and mean["diversity"]["mean"] > 0
         assert mean["background exact"]["mean"] == 1
     assert len({rows[name]["judge likeness"]["mean"] for name in (*jobs, *edited)}) == len(jobs) + len(edited)
+    assert {"judge: real crops", "judge: real crops through the VAE", "judge: labels shuffled"} <= set(rows)
     ceiling = rows[spin_jobs.COPY]
     assert "background PSNR" not in ceiling and ceiling["background exact"]["mean"] == 1
     assert set(rows["styles asked for"]) == {
@@ -142,5 +143,6 @@ def test_the_suites_measure_what_the_workflows_ship(name):
     assert given["InlayInvertImage"]["steps"] == spin_parts.INVERSION_STEPS
     if name == "image-paint":
         settings, _ = spin.concept_settings()
-        assert settings.steps == given["InlayTrainConcept"]["steps"]
+        assert settings.steps == given["InlayTrainConcept"]["steps"] == concept.STEPS[-1]
+        assert settings.learning_rate == concept.LEARNING_RATE
         assert given["InlayPaint"]["candidates"] == spin_jobs.CANDIDATES
