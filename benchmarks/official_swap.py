@@ -1,7 +1,8 @@
 """InstantSwap's loop as its authors' code has it, to time Swap Concept against: the same net, noise and texts.
 
 Two forwards of two rows a gradient, attention probabilities held as a whole, and each update by autograd and SGD. Each
-of the three can be had our way alone.
+of them can be had our way alone, and where `outside` is raw the negative's rows, which say what the prompt's say, left
+out.
 """
 
 from collections.abc import Sequence
@@ -13,7 +14,7 @@ from torch import Tensor
 
 from ..attention.boxes import Box
 from ..attention.concept_region import cell_mask
-from ..guidance.distillation import RATE, draw_timesteps
+from ..guidance.distillation import LEARNING_RATE, SCALE, draw_timesteps
 from ..guidance.noise import CandidateNoise
 from ..host.attention_capture import OVERRIDE
 from ..host.branches import Forward, inside_sampling
@@ -21,9 +22,6 @@ from ..host.concept_region_patch import concept_region
 from ..host.pictures import decode_picture, encode_picture
 from ..host.swap_settings import SwapSettings, SwapTexts
 from ..host.tokens import encode_text
-
-LEARNING_RATE = 0.1
-SCALE = 2000
 
 
 @dataclass(frozen=True)
@@ -33,6 +31,7 @@ class OurWay:
     one_forward: bool = False
     fused_attention: bool = False
     closed_form: bool = False
+    no_negative: bool = False
 
 
 def official_swap(
@@ -58,13 +57,15 @@ def official_swap(
         model = model.clone()
         model.model_options["transformer_options"][OVERRIDE] = _materialised
     noise, result = CandidateNoise(settings.seed, [0]), []
+    # At 1 the host asks for the prompt alone.
+    guidance = 1.0 if ours.no_negative and settings.outside == "raw" else settings.guidance
 
     def branch(wanted: Sequence[str], body) -> None:
         prompts = [encode_text(clip, getattr(texts, name)) for name in wanted]
         phrases = [encode_text(clip, getattr(texts, f"{name}_concept"))[0][0] for name in wanted]
         patched = concept_region(model, phrases, [box], (height, width), settings.outside)
         negative = encode_text(clip, texts.negative)
-        inside_sampling(patched, prompts, negative, latent, sigmas, settings.guidance, settings.seed, body)
+        inside_sampling(patched, prompts, negative, latent, sigmas, guidance, settings.seed, body)
 
     def descend(forwards: Sequence[Forward], clean: Tensor) -> None:
         z, inside = clean.clone().requires_grad_(), cells.to(clean)
@@ -81,10 +82,10 @@ def official_swap(
                         )
                     g = (target - source) * inside
                     if ours.closed_form:
-                        z -= RATE * min(settings.skip, settings.iterations - iteration) * g
+                        z -= LEARNING_RATE * SCALE * min(settings.skip, settings.iterations - iteration) * g
             if not ours.closed_form:
                 with torch.enable_grad():
-                    loss = SCALE * (z * g).sum() / (64 * 64)
+                    loss = SCALE * (z * g).sum()
                 optimizer.zero_grad()
                 loss.backward()
                 optimizer.step()

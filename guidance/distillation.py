@@ -12,7 +12,8 @@ from torch import Tensor
 # The published loss is 2000 / (64 * 64) * sum(z * g) under SGD at 0.1. The constant stays at other resolutions, so that
 # every cell moves as in the paper.
 CELLS = 64 * 64
-RATE = 0.1 * 2000 / CELLS
+SCALE = 2000 / CELLS
+LEARNING_RATE = 0.1
 
 
 @dataclass(frozen=True)
@@ -62,8 +63,10 @@ def distil(
     inside: Tensor | None = None,
     momentum: float = 0.0,
     on_anchor: Callable[[int, Tensor], None] | None = None,
+    learning_rate: float = LEARNING_RATE,
 ) -> Tensor:
-    """The latent after that many updates z <- z - RATE * g, each g reused for `skip` of them (SSGU, eq. 14-19).
+    """The latent after that many updates z <- z - learning_rate * SCALE * g, each g reused for `skip` of them
+    (SSGU, eq. 14-19).
 
     clean: (B, C, h, w), the source latent. gradient(z, i): g of the anchor at iteration i = 0, skip, 2 * skip, ...
     inside: (B or 1, 1, h, w) of 0 and 1, where g acts (BGM, eq. 11); elsewhere the latent stays the very same.
@@ -80,15 +83,15 @@ def distil(
             )
         if inside is not None:
             g = g * inside
-        z, velocity = _descend(z, velocity, g, min(skip, iterations - start), momentum)
+        z, velocity = _descend(z, velocity, g, min(skip, iterations - start), momentum, learning_rate * SCALE)
         if on_anchor is not None:
             on_anchor(min(start + skip, iterations), z)
     return z
 
 
-def _descend(z: Tensor, velocity: Tensor, g: Tensor, times: int, momentum: float) -> tuple[Tensor, Tensor]:
-    """`times` steps v <- momentum * v + g, z <- z - RATE * v at once, by the geometric series."""
+def _descend(z: Tensor, velocity: Tensor, g: Tensor, times: int, momentum: float, rate: float) -> tuple[Tensor, Tensor]:
+    """`times` steps v <- momentum * v + g, z <- z - rate * v at once, by the geometric series."""
     decay = momentum**times
     old = momentum * (1 - decay) / (1 - momentum)
     new = (times - old) / (1 - momentum)
-    return z - RATE * (old * velocity + new * g), decay * velocity + (1 - decay) / (1 - momentum) * g
+    return z - rate * (old * velocity + new * g), decay * velocity + (1 - decay) / (1 - momentum) * g

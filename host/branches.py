@@ -2,13 +2,16 @@
 
 from collections.abc import Callable, Sequence
 
+import comfy.model_management
 import comfy.samplers
 import torch
+from comfy.cli_args import args
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.distillation import noise_estimate
 from .concept_region_patch import stack_contexts
+from .gradients import plain_attention
 
 
 class Forward:
@@ -43,7 +46,7 @@ def inside_sampling(
     space, on the model's device. sigmas: (n,), the levels that body is going to visit.
     """
     pictures = len(latent)
-    guider = comfy.samplers.CFGGuider(model)
+    guider = comfy.samplers.CFGGuider(_with_fused_attention(model))
     guider.set_conds(stack_texts(texts, pictures), negative)
     guider.set_cfg(guidance)
 
@@ -54,6 +57,16 @@ def inside_sampling(
     rows = latent.float().repeat(len(texts), 1, 1, 1)
     schedule = torch.cat([sigmas.float().cpu(), torch.zeros(1)])
     guider.sample(torch.zeros_like(rows), rows, comfy.samplers.KSAMPLER(visit), schedule, disable_pbar=True, seed=seed)
+
+
+def _with_fused_attention(model: ModelPatcher) -> ModelPatcher:
+    """PyTorch's attention, which is the faster one on a CPU, where the host takes its own unless told otherwise."""
+    told = args.use_quad_cross_attention or args.use_split_cross_attention
+    if told or not comfy.model_management.is_device_cpu(model.load_device):
+        return model
+    fused = model.clone()
+    fused.model_options = plain_attention(fused.model_options)
+    return fused
 
 
 def stack_texts(texts: Sequence[list], pictures: int) -> list:

@@ -24,6 +24,7 @@ from .models import prediction_kind
 from .pictures import decode_picture, encode_picture
 from .progress import steps_progress
 from .swap_settings import SwapSettings, SwapTexts
+from .together import plain
 from .tokens import encode_text
 from .unet_blocks import require_unet
 
@@ -160,7 +161,8 @@ class _Swap:
                 self._show(z)
 
             inside = None if cells is None else cells.to(clean)
-            distil(clean, gradient, settings.iterations, settings.skip, inside, settings.momentum, after_anchor)
+            how = settings.iterations, settings.skip, inside, settings.momentum
+            distil(clean, gradient, *how, after_anchor, settings.learning_rate)
 
         if self.apart:
             self._sample(0, [0], part, boxes, foresee)
@@ -177,15 +179,24 @@ class _Swap:
 
     def _sample(self, which: int, branches: list[int], latent: Tensor, boxes: list[Box], body) -> None:
         model, settings, pictures = self.models[which], self.settings, len(latent)
+        guidance = settings.guidance
         secr = settings.secr if settings.secr != "auto" else ("both" if self.method.regions else "off")
         wanted = [branch for branch, name in enumerate(("source", "target")) if secr in ("both", name)]
         phrases = [self.phrases[branch] if branch in wanted else None for branch in branches for _ in range(pictures)]
         if any(phrase is not None for phrase in phrases):
             size = latent.shape[-2] * self.multiple, latent.shape[-1] * self.multiple
+            if None not in phrases and self._phrases_alone(model):
+                # The negative's rows would be the prompt's own, and guidance between equals does nothing.
+                guidance = 1.0
             model = concept_region(model, phrases, boxes, size, settings.outside, settings.rows)
         prompts = [self.prompts[branch] for branch in branches]
         self._progress = steps_progress(model, self.total)
-        inside_sampling(model, prompts, self.negative, latent, self.sigmas, settings.guidance, settings.seed, body)
+        inside_sampling(model, prompts, self.negative, latent, self.sigmas, guidance, settings.seed, body)
+
+    def _phrases_alone(self, model: ModelPatcher) -> bool:
+        """Whether no text but the phrases reaches the model, in the negative's rows as in the prompt's."""
+        settings = self.settings
+        return settings.outside == "raw" and settings.rows == "both" and not model.model.adm_channels and plain(model)
 
     def _cells(self, boxes: list[Box], grid: Sequence[int]) -> Tensor:
         size = grid[0] * self.multiple, grid[1] * self.multiple

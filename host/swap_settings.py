@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from ..guidance.contrastive import WEIGHT
+from ..guidance.distillation import LEARNING_RATE
 
 PASTES = ("exact", "feather", "none")
 TIMESTEPS = ("random", "ladder", "unsorted")
@@ -25,7 +26,8 @@ class SwapTexts:
 class SwapSettings:
     """method: of guidance.distillation.METHODS. skip: SSGU's lambda, updates a gradient. timesteps: of TIMESTEPS,
     within t_min..t_max. bgm: of BGM, secr: of SECR; auto is the method's own. outside: ca or raw, rows: both or
-    conditional, SECR's. contrast: CDS's weight. paste: of PASTES; feather: pixels inside the box.
+    conditional, SECR's. contrast: CDS's weight. learning_rate: of the replaced SGD, before the published constant.
+    paste: of PASTES; feather: pixels inside the box.
     """
 
     method: str = "instantswap"
@@ -42,5 +44,6 @@ class SwapSettings:
     rows: str = "both"
     momentum: float = 0.0
     contrast: float = WEIGHT
+    learning_rate: float = LEARNING_RATE
     paste: str = "exact"
     feather: int = 4

@@ -206,6 +206,17 @@ class Swap(io.ComfyNode):
                     advanced=True,
                     tooltip="Weight of the contrastive loss of cds.",
                 ),
+                io.Float.Input(
+                    "learning_rate",
+                    default=0.1,
+                    min=0.0,
+                    max=10.0,
+                    step=0.001,
+                    round=0.00001,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Length of an update; 0.1 in the paper. Less where the new thing comes out too saturated.",
+                ),
             ],
             outputs=[
                 io.Image.Output("image", display_name="image", tooltip="The pictures, in their own size."),

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from inlay.guidance.contrastive import patch_nce
-from inlay.guidance.distillation import METHODS, RATE, distil, draw_timesteps, noise_estimate
+from inlay.guidance.distillation import LEARNING_RATE, METHODS, SCALE, distil, draw_timesteps, noise_estimate
 
 GUIDANCE = 7.5
 SPREAD = 0.4
@@ -26,7 +26,7 @@ def alphas(t):
     return (1 - betas).cumprod(0)[t]
 
 
-def reference(clean, timesteps, skip, source, masked, momentum):
+def reference(clean, timesteps, skip, source, masked, momentum, learning_rate):
     """The loop as published: z-space, eps of Gaussian data, SGD on 2000 * sum(z * g) / 64^2."""
 
     def eps(z_t, abar, text):
@@ -34,7 +34,7 @@ def reference(clean, timesteps, skip, source, masked, momentum):
         return (z_t - abar.sqrt() * mean) / (1 - abar).sqrt()
 
     z = clean.clone().requires_grad_()
-    optimiser = torch.optim.SGD([z], lr=0.1, momentum=momentum)
+    optimiser = torch.optim.SGD([z], lr=learning_rate, momentum=momentum)
     for i, t in enumerate(timesteps.tolist()):
         if i % skip == 0:
             abar, noise = alphas(t), noise_at(i)
@@ -52,7 +52,7 @@ def reference(clean, timesteps, skip, source, masked, momentum):
     return z.detach()
 
 
-def ours(clean, timesteps, skip, source, masked, momentum):
+def ours(clean, timesteps, skip, source, masked, momentum, learning_rate):
     def denoised(x, sigma, text):
         return (SPREAD**2 * x + sigma**2 * MEANS[text]) / (SPREAD**2 + sigma**2)
 
@@ -67,23 +67,24 @@ def ours(clean, timesteps, skip, source, masked, momentum):
 
         return estimate(z, "target") - (estimate(clean, "source") if source else noise)
 
-    return distil(clean, gradient, len(timesteps), skip, BOX if masked else None, momentum)
+    how = len(timesteps), skip, BOX if masked else None, momentum
+    return distil(clean, gradient, *how, learning_rate=learning_rate)
 
 
 @pytest.mark.parametrize(
-    ("skip", "source", "masked", "momentum"),
-    [(1, True, False, 0.0), (5, True, True, 0.0), (4, False, False, 0.0), (5, True, True, 0.7)],
+    ("skip", "source", "masked", "momentum", "learning_rate"),
+    [(1, True, False, 0.0, 0.1), (5, True, True, 0.0, 0.1), (4, False, False, 0.0, 0.03), (5, True, True, 0.7, 0.1)],
 )
-def test_closed_form_is_the_published_loop(clean, skip, source, masked, momentum):
+def test_closed_form_is_the_published_loop(clean, skip, source, masked, momentum, learning_rate):
     timesteps = draw_timesteps(23, 100, 899, "random", 3)
-    want = reference(clean, timesteps, skip, source, masked, momentum)
-    got = ours(clean, timesteps, skip, source, masked, momentum)
+    how = clean, timesteps, skip, source, masked, momentum, learning_rate
+    want, got = reference(*how), ours(*how)
     assert (got - want).norm() < 1e-12 * want.norm()
     assert (want - clean).norm() > 0.05 * clean.norm()
 
 
 def test_the_update_constant_is_the_papers():
-    assert RATE == pytest.approx(0.0488, abs=5e-5)
+    assert LEARNING_RATE * SCALE == pytest.approx(0.0488, abs=5e-5)
 
 
 def test_anchors_are_every_skip_iterations_and_progress_is_told(clean):
@@ -95,7 +96,7 @@ def test_anchors_are_every_skip_iterations_and_progress_is_told(clean):
 
     z = distil(clean, gradient, 13, 5, on_anchor=lambda count, _: done.append(count))
     assert (anchors, done) == ([0, 5, 10], [5, 10, 13])
-    assert torch.allclose(clean - z, torch.full_like(z, 13 * RATE))
+    assert torch.allclose(clean - z, torch.full_like(z, 13 * LEARNING_RATE * SCALE))
 
 
 def test_outside_stays_the_very_same(clean):

@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_sampling import CONST
-from inlay.guidance.distillation import RATE, draw_timesteps
+from inlay.guidance.distillation import SCALE, draw_timesteps
 from inlay.guidance.noise import CandidateNoise
 from inlay.host import swap as swap_module
 from inlay.host.branches import stack_texts
@@ -76,14 +76,14 @@ def plain_loop(model, target_model, latent, encode, settings, boxed=True):
                 (target_model, z, TEXTS.target, TEXTS.target_concept),
             ):
                 if boxed:
-                    patcher = concept_region(patcher, [encode(phrase)[0][0]], [BOX], (64, 72))
+                    patcher = concept_region(patcher, [encode(phrase)[0][0]], [BOX], (64, 72), settings.outside)
                 x = start + sigma * eps
                 out = []
                 for text in (prompt, ""):
                     out.append((x - forward(patcher, x, sigma, encode(text))) / sigma)
                 guided.append(out[1] + settings.guidance * (out[0] - out[1]))
             g = (guided[1] - guided[0]) * (cells if boxed else 1)
-        z = z - RATE * g
+        z = z - settings.learning_rate * SCALE * g
     return base.process_latent_out(z)
 
 
@@ -137,6 +137,48 @@ def test_two_models(tiny, encode, swap, picture, forwards):
     assert not close(latent["samples"], same, latent_of(tiny, picture))
 
 
+def test_raw_needs_no_negative(tiny, encode, swap, picture, forwards):
+    """No text but the phrases acts, so the prompt's rows and the negative's are the same, unless something differs."""
+    raw = replace(QUICK, outside="raw")
+    _, latent = swap(raw)
+    assert forwards == [2, 2]
+    want = plain_loop(tiny.model, tiny.model, latent_of(tiny, picture), encode, raw)
+    assert close(latent["samples"], want, latent_of(tiny, picture))
+    guided, tapped = tiny.model.clone(), tiny.model.clone()
+    guided.set_model_sampler_post_cfg_function(lambda args: args["denoised"])
+    tapped.set_model_attn1_output_patch(lambda n, step: n)
+    for settings, model in (
+        (raw, guided),
+        (raw, tapped),
+        (replace(raw, rows="conditional"), tiny.model),
+        (replace(raw, secr="target"), tiny.model),
+    ):
+        forwards.clear()
+        swap(settings, model=model)
+        assert forwards == [4, 4]
+
+
+def test_a_cpu_attends_with_pytorchs_own_unless_told_otherwise(swap, monkeypatch):
+    from comfy.cli_args import args
+    from comfy.ldm.modules import attention
+
+    calls, real = [], attention.attention_pytorch
+    monkeypatch.setattr(attention, "attention_pytorch", lambda *a, **k: calls.append(1) or real(*a, **k))
+    fused = swap()[1]["samples"]
+    assert calls
+    calls.clear()
+    monkeypatch.setattr(args, "use_quad_cross_attention", True)
+    sliced = swap()[1]["samples"]
+    assert not calls and (fused - sliced).abs().max() < 1e-4
+
+
+def test_the_learning_rate_is_the_length_of_the_updates(tiny, swap, picture):
+    start = latent_of(tiny, picture)
+    whole, half = (swap(replace(QUICK, iterations=5, learning_rate=rate))[1]["samples"] for rate in (0.1, 0.05))
+    assert (whole - start).abs().max() > 1e-3
+    assert torch.allclose(whole - start, 2 * (half - start), atol=1e-5)
+
+
 def test_dds_without_box(tiny, encode, swap, picture):
     _, latent = swap(replace(QUICK, method="dds", timesteps="unsorted", t_min=50, t_max=948, skip=3))
     settings = replace(QUICK, timesteps="unsorted", t_min=50, t_max=948, skip=3)
@@ -183,6 +225,12 @@ def test_sizes_that_the_vae_cannot_take(swap, picture, mask):
 def test_a_bbox_takes_the_masks_place(swap, mask):
     with_box = swap(mask=torch.ones_like(mask), bbox=[[BOX]])[1]["samples"]
     assert torch.equal(with_box, swap()[1]["samples"])
+
+
+def test_a_box_smaller_than_a_cell_moves_one_cell(tiny, swap, picture):
+    _, latent = swap(bbox={"x": 17, "y": 25, "width": 1, "height": 2})
+    moved = (latent["samples"] != latent_of(tiny, picture)).any(1)[0]
+    assert moved.nonzero().tolist() == [[3, 2]]
 
 
 def test_seeds_repeat_and_differ(swap):
@@ -301,6 +349,10 @@ def test_sdxl_gets_each_branchs_pooled_text(swap, tiny, encode, picture, monkeyp
     assert close(latent["samples"], plain_loop(model, model, start, with_pooled, QUICK), start)
     unpooled = plain_loop(model, model, start, lambda text: [[with_pooled(text)[0][0], with_pooled("")[0][1]]], QUICK)
     assert not close(latent["samples"], unpooled, start)
+    # Its pooled text acts beside the phrases.
+    forwards.clear()
+    swap(replace(QUICK, outside="raw"), model=model)
+    assert forwards == [4, 4]
 
 
 def tiny_sdxl():
