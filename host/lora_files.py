@@ -34,6 +34,18 @@ def lora_files() -> list[str]:
     return folder_paths.get_filename_list("loras")
 
 
+def file_stamp(path: str | None) -> tuple[int, int] | None:
+    """Tells a file from one that is written in its place later. None where there is none."""
+    if path is None or not os.path.isfile(path):
+        return None
+    found = os.stat(path)
+    return found.st_mtime_ns, found.st_size
+
+
+def lora_stamp(name: str) -> tuple[int, int] | None:
+    return file_stamp(folder_paths.get_full_path("loras", name))
+
+
 def lora_name(name: str, if_exists: str) -> str:
     """The name under which a LoRA is going to be saved, decided before it is trained; rules as for embeddings."""
     name = embedding_name(name, "overwrite")

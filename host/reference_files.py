@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
 from ..guidance.reference_mapper import ReferenceMapper
-from .lora_files import CHANNELS
+from .lora_files import CHANNELS, file_stamp
 from .subject_projection import has_projection, load_projection
 
 FOLDERS = ("checkpoints", "diffusion_models", "clip_vision")
@@ -54,10 +54,19 @@ def reference_files(own: bool = False) -> list[str]:
     return [f"{folder}/{name}" for folder in folders for name in folder_paths.get_filename_list(folder)]
 
 
+def _path(name: str) -> str | None:
+    folder, _, rest = name.partition("/")
+    return folder_paths.get_full_path(folder, rest) if folder in (*FOLDERS, OWN_FOLDER) else None
+
+
+def stamps(*names: str) -> list[tuple[int, int] | None]:
+    """Of folder/name files, as lora_files.file_stamp."""
+    return [file_stamp(_path(name)) for name in names]
+
+
 def find_file(name: str) -> str:
     """The path of folder/name. Raises ValueError where there is none and for anything but safetensors."""
-    folder, _, rest = name.partition("/")
-    path = folder_paths.get_full_path(folder, rest) if folder in (*FOLDERS, OWN_FOLDER) else None
+    path = _path(name)
     if path is None:
         raise ValueError(f'There is no file "{name}". Put it into one of the folders {", ".join(FOLDERS)}.')
     if Path(path).suffix != ".safetensors":

@@ -1,6 +1,6 @@
 from comfy_api.latest import io
 
-from ..host.lora_files import lora_files, read_lora
+from ..host.lora_files import lora_files, lora_stamp, read_lora
 from ..host.subject_loading import WAYS, load_subject, subject_conditioning
 from .sockets import ReferenceEncoder
 
@@ -71,6 +71,11 @@ class LoadSubject(io.ComfyNode):
                 io.Conditioning.Output("negative", display_name="negative", tooltip="Asks for nothing in particular."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_file=CONNECTED, **_) -> object:
+        # A subject trained again under its name is another one.
+        return lora_stamp(lora_file)
 
     @classmethod
     def execute(

@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.reference_conditioning import reference_conditioning
-from ..host.reference_files import ORDERS, load_reference_files, reference_files
+from ..host.reference_files import ORDERS, load_reference_files, reference_files, stamps
 from .sockets import ReferenceEncoder
 
 
@@ -80,6 +80,10 @@ class LoadReferenceModel(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, model_file="", encoder_file="", **_) -> object:
+        return stamps(model_file, encoder_file)
 
     @classmethod
     def execute(cls, model_file, encoder_file, order="auto") -> io.NodeOutput:

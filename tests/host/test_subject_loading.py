@@ -58,6 +58,8 @@ def test_the_names_are_those_of_kohyas_trainer(tiny):
 
 
 def test_the_merged_weight_is_equation_7_and_leaves_no_trace(tiny, lora):
+    # Another test may have left a patched clone loaded.
+    comfy.model_management.load_models_gpu([tiny.inpaint_model])
     before = tiny.inpaint_model.model.state_dict()[LAYER].clone()
     patched = load_subject(tiny.inpaint_model, lora, 0.7)
     comfy.model_management.load_models_gpu([patched])

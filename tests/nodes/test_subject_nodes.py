@@ -3,8 +3,9 @@
 import torch
 from inlay.attention.boxes import box_mask
 from inlay.guidance.reference import ReferenceEncoder
+from inlay.host.lora_files import Lora, save_lora
 from inlay.nodes.load_subject import CONNECTED, LoadSubject
-from inlay.nodes.reference import ReferenceConditioning
+from inlay.nodes.reference import LoadReferenceModel, ReferenceConditioning
 from inlay.nodes.train_subject import TrainSubject
 
 
@@ -46,3 +47,16 @@ def test_a_subject_is_trained_loaded_and_asked_for(tiny, sample):
     assert all(torch.equal(again[key], trained[key]) for key in trained)
     assert torch.equal(positive[0][0], told[0][0][0])
     assert sample(model, positive=positive, negative=negative).isfinite().all()
+
+
+def test_a_file_that_was_written_again_is_read_again():
+    def stamps():
+        loaded = LoadSubject.fingerprint_inputs(lora_file="again.safetensors", strength=1.0)
+        return loaded, LoadReferenceModel.fingerprint_inputs("checkpoints/none.safetensors", "loras/again.safetensors")
+
+    save_lora(Lora({"a": torch.zeros(2)}, {}), "again")
+    first = stamps()
+    assert first == stamps() and first[0] is not None and first[1][0] is None
+    save_lora(Lora({"a": torch.zeros(3)}, {}), "again")
+    assert all(now != before for now, before in zip(stamps(), first, strict=True))
+    assert LoadSubject.fingerprint_inputs(lora_file=CONNECTED) is None
