@@ -1,6 +1,7 @@
 """Claims about a suite's figures. Whether one holds follows from its interval, never from the mean alone."""
 
 from dataclasses import dataclass
+from typing import Protocol
 
 from .bootstrap import Interval, bootstrap_mean, paired_difference
 from .records import Table
@@ -56,13 +57,17 @@ class Above:
         return _verdict(self.id, self.text, paired_difference(ours, asked), self.needed, None)
 
 
+class Comparison(Protocol):
+    def judge(self, table: Table) -> dict: ...
+
+
 @dataclass(frozen=True)
 class EachAbove:
     """Every one of these comparisons holds. Value and interval are those of the one nearest to failing, or failing."""
 
     id: str
     text: str
-    parts: tuple[Above, ...]
+    parts: tuple[Comparison, ...]
 
     def judge(self, table: Table) -> dict:
         found = [part.judge(table) for part in self.parts]

@@ -41,12 +41,19 @@ def window_crops(image: Tensor, box: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Scores:
-    """likeness, told, clip: (K,). told: whether the judge's features pick the right subject. features: (K, 19)."""
+    """alike: (K, S), to each of the subjects. clip: (K,). features: (K, 19)."""
 
-    likeness: Tensor
-    told: Tensor
+    alike: Tensor
     clip: Tensor
     features: Tensor
+
+    def likeness(self, subject: int = 0) -> Tensor:
+        """(K,): to the one that it should be."""
+        return self.alike[:, subject]
+
+    def told(self, subject: int = 0) -> Tensor:
+        """(K,): whether the judge's features pick that one."""
+        return (self.alike.argmax(1) == subject).float()
 
 
 class Likeness:
@@ -63,17 +70,12 @@ class Likeness:
         self.seen = embed_pictures(vision, crops[0].movedim(1, -1))
 
     @torch.no_grad()
-    def score(self, image: Tensor, box: Tensor, subject: int = 0) -> Scores:
-        """Of each picture (K, H, W, 3) in its mask's box, the best of its windows. subject: which one it should be."""
+    def score(self, image: Tensor, box: Tensor) -> Scores:
+        """Of each picture (K, H, W, 3) in its mask's box, the best of its windows."""
         crops = window_crops(image, box)
         flat = crops.flatten(0, 1)
         features = normalize(self.judge.features(flat) - self.mean, dim=1).unflatten(0, crops.shape[:2])
         alike = torch.stack([(features @ known.T).mean(-1).amax(0) for known in self.known], 1)
         clip = (embed_pictures(self.vision, flat.movedim(1, -1)) @ self.seen.T).mean(1)
         scores = self.judge(crops[0])
-        return Scores(
-            alike[:, subject],
-            (alike.argmax(1) == subject).float(),
-            clip.unflatten(0, crops.shape[:2]).amax(0),
-            torch.cat([scores[name] for name in THING], 1),
-        )
+        return Scores(alike, clip.unflatten(0, crops.shape[:2]).amax(0), torch.cat([scores[name] for name in THING], 1))

@@ -28,7 +28,11 @@ def _tile_path(folder: Path, row: int, column: str) -> Path:
 
 
 def compose_sheet(folder: Path, columns: Sequence[str], rows: int) -> Image.Image:
-    """The kept tiles of rows 0 to rows - 1 under the columns' titles, each row's label at its left."""
+    """The kept tiles of rows 0 to rows - 1 under the columns' titles, each row's label at its left.
+
+    Columns without any tile are left out: not every run measures all that a suite can.
+    """
+    columns = [name for name in columns if any(_tile_path(folder, row, name).exists() for row in range(rows))]
     size = (LABEL + len(columns) * (TILE + GAP), HEAD + rows * (TILE + GAP))
     sheet = Image.new("RGB", size, "white")
     draw = ImageDraw.Draw(sheet)

@@ -31,6 +31,8 @@ BATCH = 4
 VIEWS = 16
 # A LoRA's and a concept's are those of the pictures on their help pages; full fine-tuning takes a tenth of a LoRA's.
 LORA_RATE, WHOLE_RATE, CONCEPT_RATE = 1e-3, 1e-4, 5e-3
+# For --tuning: as many for both, as far apart, around what is taken now.
+LORA_RATES, WHOLE_RATES = (3e-4, 1e-3, 3e-3, 1e-2), (3e-5, 1e-4, 3e-4, 1e-3)
 NAME = "inlay-evaluation"
 EXTRA_CHANNELS = 5
 MEGABYTE = 1e6
@@ -46,6 +48,13 @@ MASK = "LoRA rank 16 + reference + mask augmentation"
 CONCEPT = "textual inversion, saliency focus"
 DREAMBOOTH = "DreamBooth LoRA rank 16, text"
 METHODS = (BASE, CAPTION, WHOLE, BARE, *LORA.values(), REFERENCE, MASK, CONCEPT, DREAMBOOTH)
+
+
+def at_rate(name: str, rate: float) -> str:
+    return f"{name}, rate {rate:g}"
+
+
+TUNED = {name: [at_rate(name, one) for one in rates] for name, rates in ((LORA[16], LORA_RATES), (WHOLE, WHOLE_RATES))}
 
 
 @dataclass(frozen=True)
@@ -90,6 +99,17 @@ class Methods:
             DREAMBOOTH: lambda: self._dreambooth(places),
         }
 
+    def tuned(self, places: Places) -> dict[str, Callable[[], Ready]]:
+        """The claim's two methods at several learning rates, for as many steps on the same photos."""
+        base = self.inpaint.model
+        lora = {rate: partial(self._lora, places, base, 16, learning_rate=rate) for rate in LORA_RATES}
+        whole = {rate: partial(self._whole, places, rate) for rate in WHOLE_RATES}
+        return {
+            BASE: lambda: self._told(places, base),
+            **{at_rate(LORA[16], rate): job for rate, job in lora.items()},
+            **{at_rate(WHOLE, rate): job for rate, job in whole.items()},
+        }
+
     def _told(self, places: Places, model: Any, **costs: float) -> Ready:
         """By one of the photos each, in turn."""
         photos = places.photos
@@ -104,15 +124,15 @@ class Methods:
 
     def _lora(self, places: Places, base: Any, rank: int, **settings: object) -> Ready:
         began = time.perf_counter()
-        recipe = _recipe(places, rank=rank, learning_rate=LORA_RATE, **settings)
+        recipe = _recipe(places, **{"rank": rank, "learning_rate": LORA_RATE, **settings})
         trained = train_subject(base, self.inpaint.vae, _photos(places), NAME, recipe, self._teller(), "overwrite")
         seconds = time.perf_counter() - began
         costs = {"seconds": seconds, "file": os.path.getsize(trained.path), "parameters": _count(trained.lora)}
         return self._told(places, load_subject(base, trained.lora, 1.0), **costs)
 
-    def _whole(self, places: Places) -> Ready:
+    def _whole(self, places: Places, rate: float = WHOLE_RATE) -> Ready:
         began = time.perf_counter()
-        recipe = _recipe(places, learning_rate=WHOLE_RATE)
+        recipe = _recipe(places, learning_rate=rate)
         base, vae = self.inpaint.model, self.inpaint.vae
         model, weights = tune_whole(base, vae, _photos(places), recipe, self._teller())
         count = _count(weights)

@@ -50,9 +50,9 @@ def test_a_photo_of_the_subject_is_most_alike_and_picked_out(tiny):
     around = torch.cat([box[:, :2] + box[:, 2:] / 2 - side / 2, side, side], 1)
     scores = likeness.score(single[0].image, around)
     # The first window is the very crop that the photo is known by.
-    assert scores.likeness[0] > 0.999 and scores.clip[0] > 0.999 and scores.told[0] == 1
+    assert scores.likeness()[0] > 0.999 and scores.clip[0] > 0.999 and scores.told()[0] == 1
     other = likeness.score(single[1].image, around)
-    assert other.likeness[0] < 0.9 and likeness.score(single[0].image, around, subject=1).told[0] == 0
+    assert other.likeness()[0] < 0.9 and scores.told(1)[0] == 0 and scores.likeness(1)[0] < 0.9
 
 
 def test_a_thing_is_found_in_a_corner_of_a_large_mask():
@@ -116,3 +116,42 @@ def test_every_row_trains_paints_and_is_measured(small, capsys):
     assert len(set(painted.values())) == len(subject.METHODS)
     with Image.open(small / "subject" / "short" / "sheet.jpg") as sheet:
         assert sheet.width > sheet.height
+
+
+def test_tuning_compares_as_many_rates_of_both_for_as_many_steps(small, capsys, monkeypatch):
+    recipes, real = [], subject_methods.SubjectSettings
+
+    def kept(**settings):
+        recipes.append(settings)
+        return real(**settings)
+
+    monkeypatch.setattr(subject_methods, "SubjectSettings", kept)
+    assert evaluation.main(["subject", "--tuning", "--seeds", "2", "--out", str(small)]) == 0
+    told = capsys.readouterr()
+    rows = {row["name"]: row for row in json.loads(told.out.splitlines()[-1])["rows"]}
+    lora, whole = subject_methods.TUNED.values()
+    assert len(lora) == len(whole) == 4 and {*lora, *whole, subject.BASE, subject.CEILING} <= set(rows)
+    assert f"{lora[1]} - {lora[0]}" in rows and subject.CAPTION not in rows and subject.LORA[16] not in rows
+    # Of one seed each rate once, and nothing but the rate and the rank differs.
+    assert len(recipes) == 2 * 8
+    rates = [recipe.pop("learning_rate") for recipe in recipes[:8]]
+    assert rates == [*subject_methods.LORA_RATES, *subject_methods.WHOLE_RATES]
+    assert subject_methods.LORA_RATE in rates[:4] and subject_methods.WHOLE_RATE in rates[4:]
+    assert all({**recipe, "rank": 16} == {**recipes[0], "rank": 16} for recipe in recipes[:8])
+    means = {name: rows[name]["judge likeness"]["mean"] for name in lora}
+    assert f"by '{max(lora, key=means.get)}'" in told.err
+    likeness = {rows[name]["tiny CLIP image"]["mean"] for name in (*lora, *whole)}
+    assert len(likeness) == 8
+
+
+def test_the_storage_is_part_of_what_is_claimed_of_a_lora():
+    seeds = range(subject.SUBJECTS)
+    claim = subject.CLAIMS[0]
+
+    def judged(lora, file):
+        likeness = {"judge likeness": {seed: 0.5 + lora for seed in seeds}, "file MB": dict.fromkeys(seeds, file)}
+        whole = {"judge likeness": dict.fromkeys(seeds, 0.5), "file MB": dict.fromkeys(seeds, 28.0)}
+        return claim.judge({subject.LORA[16]: likeness, subject.WHOLE: whole})["holds"]
+
+    assert judged(-0.04, 0.9) is True
+    assert judged(-0.06, 0.9) is False and judged(-0.04, 1.5) is False
