@@ -40,8 +40,9 @@ class SaliencyMask(io.ComfyNode):
                     "layer",
                     options=["auto", *LAYERS],
                     default="auto",
-                    tooltip="auto: the middle block for self-attention, as in the paper, else 16x16. NxN: the mean of "
-                    "the encoder's and decoder's layers with the nearest number of tokens a side.",
+                    tooltip="auto: the middle block for self-attention, as in the paper; 16x16 decoder for the border, "
+                    "16x16 else. NxN: the mean of the encoder's and decoder's layers with the nearest number of tokens "
+                    "a side.",
                 ),
                 io.String.Input(
                     "timesteps",
