@@ -38,11 +38,9 @@ class PictureFolder:
         if not path.is_dir():
             raise ValueError(f'There is no folder "{name}" in the input folder. Check its name.')
         self.name, self.seed = name, seed
-        self.files = sorted(
-            file
-            for file in path.rglob("*")
-            if file.suffix.lower() in ENDINGS and not file.name.lower().endswith(MASK_ENDING)
-        )
+        found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
+        self.files = [file for file in found if not file.name.lower().endswith(MASK_ENDING)]
+        self.has_masks = len(found) > len(self.files)
         if not self.files:
             raise ValueError(f'The folder "{name}" holds no pictures ({", ".join(ENDINGS)}). Choose another folder.')
         self.broken: dict[int, str] = {}
@@ -68,7 +66,8 @@ class PictureFolder:
                 continue
             try:
                 return self._read(at), _caption(self.files[at])
-            except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+            # What Pillow raises of a broken file depends on where it is broken: errors of zlib, of struct, of an index.
+            except Exception as error:
                 self.broken[at] = self.files[at].name
                 logger.warning("The picture %s cannot be read (%s) and is skipped.", self.files[at].name, error)
         raise ValueError(f'None of the {len(self.files)} pictures in "{self.name}" can be read. Choose another folder.')

@@ -2,8 +2,7 @@
 
 import json
 import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from typing import Protocol
 
@@ -11,7 +10,7 @@ import comfy.model_management
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..training.subject import SubjectTraining
 from ..training.subject_settings import SubjectSettings
@@ -24,7 +23,7 @@ from .reference_conditioning import require_pair
 from .subject_checkpoint import SubjectCheckpoint
 from .subject_data import FolderSource, PhotoSource, Source, SubjectData
 from .subject_folder import PictureFolder
-from .subject_loop import SubjectLoop
+from .subject_loop import SubjectLoop, Trainable
 from .subject_projection import projection_tensors, trainable_projection
 from .subject_telling import Teller, read_prompts, require_width, tell_by_references, tell_by_texts
 from .subject_views import Item, Photo, make_views
@@ -32,18 +31,6 @@ from .subject_views import Item, Photo, make_views
 logger = logging.getLogger("inlay")
 
 PREVIEWED = 8
-
-
-class Trainable(Protocol):
-    """What is trained of a UNet. parameters: by the names that a file or checkpoint has for them."""
-
-    parameters: Mapping[str, nn.Parameter]
-
-    def to(self, device: torch.device) -> None: ...
-
-    def attached(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]: ...
-
-    def tensors(self) -> dict[str, Tensor]: ...
 
 
 class PhotoSet(Protocol):
@@ -74,6 +61,11 @@ class SubjectJob:
         _require_parts(model, settings, teller, self.holes)
         own, others = photos.read(needed=self.holes or settings.masked_loss)
         self.folder = PictureFolder(photos.folder, settings.seed) if photos.folder else None
+        if settings.masked_loss and self.folder is not None and not self.folder.has_masks:
+            raise ValueError(
+                f'The masked loss needs masks, and the folder "{self.folder.name}" holds none. '
+                "Put couch.mask.png beside couch.jpg, or set masked_loss to off."
+            )
         self.settings = settings = settings.resolved(len(self.folder or own))
         self.prompts = self._prompts(len(own), len(others))
         targets = ("one token" if self.inpaint else "attention") if settings.targets == "auto" else settings.targets

@@ -1,7 +1,9 @@
 """The training of a subject inside the host's own sampling, where the model is loaded with all packs' patches."""
 
 import time
-from typing import Any
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
 import comfy.model_management
 import comfy.samplers
@@ -10,7 +12,7 @@ import numpy
 import torch
 from comfy.model_patcher import ModelPatcher
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attention.saliency import column_sums, mean_map, resize_map
@@ -34,13 +36,25 @@ STEP_COST = 3
 PREVIEW_SIDE = 512
 
 
+class Trainable(Protocol):
+    """What is trained of a UNet. parameters: by the names that a file or checkpoint has for them."""
+
+    parameters: Mapping[str, nn.Parameter]
+
+    def to(self, device: torch.device) -> None: ...
+
+    def attached(self, network: nn.Module, device: torch.device) -> AbstractContextManager[None]: ...
+
+    def tensors(self) -> dict[str, Tensor]: ...
+
+
 class SubjectLoop:
     """Runs the steps. groups: rows of the data set that are the subject's, and those of its class if there are any."""
 
     def __init__(
         self,
         model: ModelPatcher,
-        trainable: Any,
+        trainable: Trainable,
         training: SubjectTraining,
         settings: SubjectSettings,
         groups: list[Tensor],

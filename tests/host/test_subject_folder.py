@@ -1,6 +1,7 @@
 """Training on a folder: broken pictures, captions and masks beside pictures, stretches, resuming, refusals."""
 
 import logging
+import zlib
 from pathlib import Path
 
 import comfy.model_management
@@ -59,7 +60,7 @@ def test_broken_pictures_are_named_skipped_and_counted(tiny, folder, caplog, mon
 
 def test_pictures_come_with_their_masks_and_captions(folder):
     pictures = PictureFolder(folder, seed=0)
-    assert len(pictures) == 4
+    assert len(pictures) == 4 and pictures.has_masks
     photo, caption = pictures.photo(1)
     box = photo.box
     assert (box.left, box.top, box.right, box.bottom) == (10, 20, 60, 50) and caption == "a photo of a red star"
@@ -70,6 +71,19 @@ def test_pictures_come_with_their_masks_and_captions(folder):
     assert PictureFolder(folder, seed=0).photo(0)[0].box == box != PictureFolder(folder, seed=1).photo(0)[0].box
     # In the place of a broken one stands the next.
     assert torch.equal(pictures.photo(2)[0].picture, pictures.photo(3)[0].picture)
+
+
+def test_a_picture_may_be_broken_anywhere(folder, monkeypatch, caplog):
+    pictures, real = PictureFolder(folder, seed=0), Image.open
+
+    def broken(path):
+        if Path(path).name == "0.png":
+            raise zlib.error("Error -3 while decompressing data")
+        return real(path)
+
+    monkeypatch.setattr(Image, "open", broken)
+    assert torch.equal(pictures.photo(0)[0].picture, pictures.photo(1)[0].picture)
+    assert pictures.broken == {0: "0.png"} and "0.png cannot be read (Error -3" in caplog.text
 
 
 def test_a_cancelled_run_goes_on_to_the_very_same_file(tiny, folder, monkeypatch):
@@ -128,6 +142,8 @@ def test_bad_folders_are_refused(tiny, folder):
     ]:
         with pytest.raises(ValueError, match=words):
             train(tiny, name, "never-folder")
+    with pytest.raises(ValueError, match="masked loss needs masks.*bad"):
+        train(tiny, "bad", "never-folder", masked_loss=True)
     both = Photos([torch.rand(1, 64, 64, 3)], folder=folder)
     with pytest.raises(ValueError, match="photos and a folder"):
         both.read(False)
