@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..demo.training.pictures import SEEDS
-from ..demo.weights import PARTS, WeightsError, file_hash, weights_path
+from ..demo.weights import WeightsError, file_hash, weights_path
 from .machine import describe_machine
 from .records import Records
 from .report import as_text, build_report, to_line, write_report
@@ -61,7 +61,7 @@ def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
     if not options.full:
         shutil.rmtree(folder, ignore_errors=True)
     seeds = range(first, first + count)
-    records = Records(folder / "measured.jsonl", fingerprint(suite.name))
+    records = Records(folder / "measured.jsonl", fingerprint(suite))
     study = Study(suite.name, seeds, records, folder, full=options.full)
     print(f"{suite.name}: {count} seeds", file=sys.stderr, flush=True)
     suite.run(study)
@@ -85,10 +85,10 @@ def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
     return report
 
 
-def fingerprint(suite: str) -> str:
-    """What measurements depend on beside the code: the weights, all of them."""
-    hashes = [file_hash(weights_path(part))[:12] for part in PARTS if weights_path(part).exists()]
-    return " ".join([suite, *hashes])
+def fingerprint(suite: Suite) -> str:
+    """What measurements depend on beside the code: the weights that the suite reads."""
+    hashes = [file_hash(weights_path(part))[:12] for part in suite.parts if weights_path(part).exists()]
+    return " ".join([suite.name, *hashes])
 
 
 def _shown(path: Path) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from ..demo.weights import PARTS
 from .claims import Claim
 from .records import Measured, Records
 from .sheet import save_tile
@@ -56,7 +57,8 @@ class Study:
 class Suite:
     """seeds: of the default size, which ends within about 15 minutes on two CPU cores; full_seeds: as published.
 
-    contrasts: pairs of rows whose paired differences the report shows. columns: titles of the contact sheet.
+    contrasts: pairs of rows whose paired differences the report shows. columns: titles of the contact sheet. parts: the
+    weights that its figures depend on; it measures anew when one of them changes.
     """
 
     name: str
@@ -66,3 +68,4 @@ class Suite:
     claims: tuple[Claim, ...]
     contrasts: tuple[tuple[str, str], ...] = ()
     columns: tuple[str, ...] = ()
+    parts: tuple[str, ...] = PARTS

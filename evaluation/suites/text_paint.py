@@ -238,4 +238,5 @@ SUITE = Suite(
     claims=CLAIMS,
     contrasts=CONTRASTS,
     columns=("scene", "mask", HOST, *INLAY),
+    parts=("vae", "clip", "judge", "unet"),
 )

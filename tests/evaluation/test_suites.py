@@ -80,6 +80,20 @@ def test_demo_models_resume_in_full(small, capsys, monkeypatch):
     assert repeated["rows"] == first["rows"]
 
 
+def test_new_weights_discard_only_what_was_measured_with_the_old(monkeypatch, tmp_path):
+    from inlay.demo import weights
+
+    monkeypatch.setattr(weights, "FOLDER", tmp_path)
+    for part in weights.PARTS:
+        weights.weights_path(part).write_bytes(part.encode())
+    suites = text_paint.SUITE, demo_models.SUITE
+    before = [evaluation.fingerprint(suite) for suite in suites]
+    assert len(before[0].split()) == 5 and len(before[1].split()) == 1 + len(weights.PARTS)
+    for part, changed in (("inpaint", [False, True]), ("unet", [True, True])):
+        weights.weights_path(part).write_bytes(b"other")
+        assert [evaluation.fingerprint(suite) != old for suite, old in zip(suites, before, strict=True)] == changed
+
+
 def test_every_suite_is_one_file_that_defines_itself():
     for name in MODULES:
         suite = load_suite(name)
