@@ -8,6 +8,7 @@ import textwrap
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -71,6 +72,16 @@ def test_every_host_is_tested_and_one_failure_counts(dev, tmp_path, monkeypatch,
     monkeypatch.setattr(dev, "run", lambda command: int("0.24.1" in command[3]))
     assert dev.dispatch(["test", "--host", "all", "-q"]) == 1
     assert "0.30.0: passed; 0.24.1: failed; 0.16.3: passed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("command", "fused"), [("evaluate", True), ("bench", False)])
+def test_suites_take_the_fast_attention_and_benches_the_hosts(dev, tmp_path, monkeypatch, command, fused):
+    asked = []
+    monkeypatch.setenv("INLAY_COMFYUI", "")  # put back afterwards
+    job = SimpleNamespace(boot=lambda path, **options: asked.append((path, options)), main=lambda arguments: 0)
+    monkeypatch.setattr(dev.importlib, "import_module", lambda name: job)
+    assert dev.within(tmp_path, command, []) == 0
+    assert asked == [(tmp_path, {"fused_attention": fused})]
 
 
 def test_the_checkout_stays_off_the_path(tmp_path):
