@@ -23,7 +23,7 @@ from .models import prediction_kind
 from .pictures import decode_picture, encode_picture, pad_mask
 from .saliency import chosen_layers, self_attention_map
 from .salient_masks import AUTO_LAYER, salient_masks
-from .unet_blocks import BlockKey
+from .unet_blocks import BlockKey, require_unet
 
 MASK_SOURCES = ("auto", *READINGS, "masks")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
@@ -101,6 +101,7 @@ class _Job:
     ) -> None:
         if images is None or len(images) == 0:
             raise ValueError("There is no reference image. Connect at least one picture of the subject.")
+        require_unet(model, "learning a concept")
         prediction_kind(model)
         self.settings, self.vae = settings, vae
         self.name = embedding_name(name, if_exists)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Mapping
 
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_patcher import ModelPatcher
 from comfy.model_sampling import CONST
 from comfy.patcher_extension import WrappersMP
@@ -34,6 +35,8 @@ def require_unet(model: ModelPatcher, job: str, usable: str = "an SD1.x, SD2.x o
     job: what it is wanted for. usable: the models that the job takes, with their article.
     """
     unet = model.get_model_object("diffusion_model")
+    if isinstance(unet, PixArtMS):
+        raise ValueError(f"PixArt's blocks take no patches of the host's for {job}. Use {usable} model.")
     flow = isinstance(model.get_model_object("model_sampling"), CONST)
     if flow or not isinstance(unet, UNetModel) or not transformer_blocks(unet):
         raise ValueError(

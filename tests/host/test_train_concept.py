@@ -6,8 +6,10 @@ import re
 from pathlib import Path
 
 import comfy.model_management
+import comfy.model_patcher
 import comfy.samplers
 import comfy.sd1_clip
+import comfy.supported_models
 import comfy.utils
 import folder_paths
 import pytest
@@ -290,6 +292,22 @@ def test_an_encoder_of_another_family(learn, tiny):
     unet.model.model_config.unet_config["context_dim"] = 768
     with pytest.raises(ValueError, match="128 values .* takes 768: they are of different families"):
         learn(model=unet)
+
+
+def test_models_that_learn_no_concept(learn, folder):
+    from .test_region_pixart import build as build_pixart
+
+    config = comfy.supported_models.SD3(
+        {"in_channels": 16, "depth": 1, "input_size": 8, "num_patches": 16, "adm_in_channels": 16}
+    )
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    joint = comfy.model_patcher.ModelPatcher(config.get_model({}, device=cpu), load_device=cpu, offload_device=cpu)
+    advice = "for learning a concept.* Use an SD1.x, SD2.x or SDXL model.$"
+    for model, words in ((joint, "SD3 has no separate cross-attention"), (build_pixart(), "PixArt's blocks take no")):
+        with pytest.raises(ValueError, match=f"{words} .*{advice}"):
+            learn(model=model)
+    assert not list(folder.rglob("*.safetensors"))
 
 
 def test_a_loss_that_is_not_a_number_writes_nothing(learn, folder, monkeypatch):
