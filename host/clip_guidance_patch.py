@@ -15,6 +15,7 @@ from ..guidance.masks import fit_mask, require_region
 from ..guidance.metrics import lpips
 from ..guidance.normalised import score_move
 from ..guidance.region_view import grey_outside, masked_view
+from ..guidance.windows import decode_windows
 from .clip_pairs import embed_pictures, embed_prepared, embed_text, prepare_pictures
 from .decoders import Decoder, approximate_decoder, full_decoder
 from .feature_nets import LPIPSNet, load_lpips
@@ -27,7 +28,9 @@ from .pictures import pad_mask
 class ClipOptions:
     """The widgets. strength_unit: `normalised` is a share of the noise, `raw` the weight of the loss itself (1000).
 
-    range_weight and background_weight count relative to CLIP's distance: 0.05, and for algorithm 1 about 10.
+    mode: `exact` takes the gradient through the UNet, `fast` at the clean estimate, `place` too but decodes only what
+    is around the mask. range_weight and background_weight count relative to CLIP's distance: 0.05, and for algorithm 1
+    about 10.
     """
 
     strength: float = 0.1
@@ -83,7 +86,7 @@ def guide_to_targets(
         loss=loss,
         strength=options.strength,
         raw_move=score_move if options.strength_unit == "raw" else None,
-        mode=options.mode,
+        mode="exact" if options.mode == "exact" else "fast",
         start_percent=options.start_percent,
         end_percent=options.end_percent,
         patchers=(loss.decoder.patcher, loss.eye),
@@ -105,7 +108,7 @@ def clip_loss(
         raise ValueError("The background loss needs the picture. Connect it at image, or set background_weight to 0.")
     latent_format = model.model.latent_format
     decoder = full_decoder(vae, latent_format)
-    if options.mode == "fast":
+    if options.mode != "exact":
         decoder = approximate_decoder(latent_format) or decoder
     eye = static_patcher(vision.patcher)
     return ClipLoss(vision, eye, decoder, targets, Place(vae, mask, image), _perceptual(options), options)
@@ -138,6 +141,11 @@ class Place:
         self._padded = pad_mask(self._mask, vae)
         self._picture = image
 
+    def decode(self, decoder: Decoder, latent: Tensor) -> Tensor:
+        """Pictures (B, 3, H, W) of latents, decoded around the mask and mid-grey elsewhere."""
+        _require_turns(latent, self._padded, "masks")
+        return decode_windows(decoder, latent, self._padded)
+
     def mask(self, pictures: Tensor) -> Tensor:
         """(B, H, W) for decoded pictures (B, 3, H, W)."""
         size = pictures.shape[-2:]
@@ -169,7 +177,9 @@ class ClipLoss:
 
     def __call__(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         latent = mixed_estimate(denoised, x, sigma) if self.options.mix else denoised
-        pictures = self.decoder(latent)
+        # The background's loss looks at everything.
+        whole = self.options.mode != "place" or self.options.background_weight > 0
+        pictures = self.decoder(latent) if whole else self.place.decode(self.decoder, latent)
         mask = self.place.mask(pictures)
         loss = self._distance(pictures, mask, _generator(sigma))
         # The decoded picture is looked at once: a second decoding for x0 alone would double the cost of a step.
@@ -194,11 +204,13 @@ class ClipLoss:
         return values.to(pictures.device)
 
 
+def _require_turns(rows: Tensor, given: Tensor, what: str) -> None:
+    if len(rows) % len(given):
+        raise ValueError(f"There are {len(given)} {what} and {len(rows)} latents. Give one, or one for each latent.")
+
+
 def _for_each(pictures: Tensor, given: Tensor, what: str) -> Tensor:
-    if len(pictures) % len(given):
-        raise ValueError(
-            f"There are {len(given)} {what} and {len(pictures)} latents. Give one, or one for each latent."
-        )
+    _require_turns(pictures, given, what)
     return given.to(pictures).repeat(len(pictures) // len(given), *[1] * (given.ndim - 1))
 
 

@@ -47,9 +47,10 @@ class ClipGuidance(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "mode",
-                    options=["fast", "exact"],
+                    options=["fast", "place", "exact"],
                     default="fast",
-                    tooltip="Fast: gradient at the clean estimate. Exact: through the UNet, slower, far more memory.",
+                    tooltip="Fast: gradient at the clean estimate. Place: the same, decoding only what is around the "
+                    "mask. Exact: through the UNet, slower, far more memory.",
                 ),
                 io.Int.Input(
                     "augmentations",

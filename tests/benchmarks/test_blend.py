@@ -21,6 +21,7 @@ def test_rows(tiny, monkeypatch):
     assert rows[0].name == "blend-8" and rows[0].ratio > 0
     assert compared == [
         ("blend-8", 2),
+        ("blend-8, place", 2),
         ("blend-8, exact", 2),
         ("blend-8, exact, one at a time", 2),
         ("memory by batch", 2),

@@ -7,16 +7,22 @@ from types import SimpleNamespace
 import pytest
 import torch
 from comfy.patcher_extension import WrappersMP
+from inlay.demo.tasks import draw_tasks
 from inlay.guidance.normalised import score_move
 from inlay.host import demo_models as build
-from inlay.host.clip_guidance_patch import ClipOptions, guide_by_clip
+from inlay.host.clip_guidance_patch import ClipOptions, clip_loss, clip_targets, guide_by_clip
+from inlay.host.demo_world import load_demo_models
 from inlay.host.gradient_guidance import Guidance, guide
+from inlay.host.gradients import gradient_phase
+from inlay.host.pictures import encode_picture
 from inlay.nodes.clip_guidance import ClipGuidance
 
 SIZE = (8, 10)
 MASK = torch.zeros(1, 64, 80)
 MASK[:, 15:50, 20:60] = 1
-MODES = pytest.mark.parametrize("mode", ["fast", "exact"])
+MODES = pytest.mark.parametrize("mode", ["fast", "place", "exact"])
+# Of any guidance: `place` is a way of CLIP's to look.
+WAYS = pytest.mark.parametrize("mode", ["fast", "exact"])
 
 
 @pytest.fixture(scope="module")
@@ -195,7 +201,7 @@ def plain_guidance(loss, **options):
     return Guidance(loss=loss, **{**defaults, **options})
 
 
-@MODES
+@WAYS
 def test_a_gradient_that_is_not_finite_is_skipped_for_its_sample_and_said(loaded, run, mode, caplog):
     def loss(denoised, x, sigma):
         values = denoised.square().flatten(1).sum(1)
@@ -211,7 +217,7 @@ def test_a_gradient_that_is_not_finite_is_skipped_for_its_sample_and_said(loaded
         assert torch.equal(moved[2][0], plain[2][0])
 
 
-@MODES
+@WAYS
 def test_two_guidances_add_up(loaded, run, mode):
     targets = [torch.full((4, *SIZE), value) for value in (1.0, -2.0)]
 
@@ -318,6 +324,60 @@ def test_the_small_decoder_is_used_where_the_user_has_one(loaded, run, tmp_path,
         assert not isinstance(find_loss(execute(loaded, mode="exact")).decoder.patcher.model, TAESD)
     finally:
         folder_paths.filename_list_cache.pop("vae_approx", None)
+
+
+def test_place_decodes_the_surroundings_of_the_mask_alone(tiny, monkeypatch):
+    """Batched rows, masks that differ, a picture that was padded: fewer cells, the same loss for what it sees alone."""
+    masks = torch.zeros(2, 120, 130)
+    masks[0, 40:60, 50:70] = masks[1, 0:16, 100:130] = 1
+    decoded = []
+
+    def loss_of(**widgets):
+        options = ClipOptions(augmentations=1, range_weight=0.0, **widgets)
+        parts = tiny.model, tiny.vae, tiny.clip, tiny.clip_vision
+        loss = find_loss(guide_by_clip(*parts, "a star", None, masks, torch.rand(2, 120, 130, 3), options))
+        real = loss.decoder._decode
+        monkeypatch.setattr(loss.decoder, "_decode", lambda latent: decoded.append(latent.shape) or real(latent))
+        return loss
+
+    x = torch.randn(4, 4, 15, 17, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    sigma = torch.full((4,), 2.0)
+    loss = loss_of(mode="place")
+    values = loss(x, x, sigma)
+    # Cells 5 to 7 and 6 to 8 of the first mask, 0 to 1 and 12 to 16 of the second, and two more on each side.
+    assert decoded == [(2, 4, 3 + 4, 3 + 4), (2, 4, 2 + 2, 5 + 2)] and values.isfinite().all()
+    (gradient,) = torch.autograd.grad(values.sum(), x)
+    rows, columns = (gradient.abs().sum((1, dim)) > 0 for dim in (3, 2))
+    assert rows[0].nonzero()[:, 0].tolist() == list(range(3, 10)) and rows[1].sum() == 4
+    assert columns[0].nonzero()[:, 0].tolist() == list(range(4, 11)) and columns[1].sum() == 7
+    assert torch.equal(rows[:2], rows[2:]) and torch.equal(columns[:2], columns[2:])
+    torch.testing.assert_close(loss(x[2:], x[2:], sigma[2:]), values[2:], rtol=1e-4, atol=1e-5)
+    decoded.clear()
+    held = loss_of(mode="place", background_weight=1.0)
+    assert held(x, x, sigma).isfinite().all() and decoded == [(4, 4, 15, 17)]
+    with pytest.raises(ValueError, match="2 masks and 3 latents"):
+        loss(x[:3], x[:3], sigma[:3])
+
+
+def test_places_gradient_points_where_the_whole_decoders_does():
+    """On the trained demo models, whose decoder normalises over all that it decodes."""
+    demo = load_demo_models("text")
+    tasks = draw_tasks(range(70_000_300, 70_000_304), "fill")
+    latents = demo.model.model.process_latent_in(encode_picture(demo.vae, tasks.truth.image))
+    noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(0))
+    x, sigma = latents + 2 * noise, torch.full((4,), 2.0)
+    targets = torch.stack([clip_targets(demo.clip, demo.clip_vision, text, None) for text in tasks.captions])
+    found = []
+    for mode in ("fast", "place"):
+        options = ClipOptions(mode=mode, augmentations=3)
+        parts = demo.model, demo.vae, demo.clip_vision, targets, tasks.mask, None, options
+        loss = clip_loss(*parts)
+        with gradient_phase(loss.decoder.patcher.model, loss.eye.model):
+            leaf = x.clone().requires_grad_()
+            (gradient,) = torch.autograd.grad(loss(leaf - 2 * noise, leaf, sigma).sum(), leaf)
+        found.append(gradient.flatten(1))
+    # Of a scene at night it may point elsewhere.
+    assert torch.cosine_similarity(*found).median() > 0.85
 
 
 def test_a_padded_picture_keeps_its_mask_in_place(tiny):
