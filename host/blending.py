@@ -37,7 +37,8 @@ class BlendModels:
 class BlendTexts:
     """text: what the place shows, empty for removal. condition: whether the model is told it, or CLIP alone steers.
 
-    positive, negative: CONDITIONING that the model is told instead of the text and of the empty prompt.
+    positive, negative: CONDITIONING that the model is told instead of the text and of the empty prompt; of a removal,
+    positive is to say what the place shows without the thing.
     """
 
     text: str
@@ -93,7 +94,7 @@ def blend_pictures(
     elif texts.negative is None:
         # Both halves of classifier-free guidance would be the same.
         settings = replace(settings, cfg=1.0)
-    shown = image if told or texts.positive is not None else without_the_thing(image, mask)
+    shown = image if told else without_the_thing(image, mask)
     images, _ = paint(guided, positive, negative, models.vae, shown, mask, settings, sigmas=sigmas)
     if not told:
         logger.info("There is no text to rank the candidates by: they stay in their order, with scores that are NaN.")

@@ -1,6 +1,6 @@
 """Scribbles, removal and extrapolation, as rows of suite `blended`."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,12 +26,27 @@ from .blended_jobs import CFG, START, Edit, World, as_batch, judged, number, pai
 SCRIBBLE_LEVELS = (0.2, 0.35, 0.5, 0.65, 0.8, 1.0)
 MASK_BEYOND_SCRIBBLE = 4
 KEPT, STRIP = 80, 48
-# Whether the surroundings stand in the mask at the start, whether the model is told to avoid the thing, and the level.
+
+
+@dataclass(frozen=True)
+class Removal:
+    """filled: whether the surroundings stand in the mask at the start. said: whether the model is told what the place
+    shows with nothing in it. avoided: whether it is told to avoid the thing. level: where it starts.
+    """
+
+    filled: bool = True
+    said: bool = False
+    avoided: bool = False
+    level: float = START
+
+
 REMOVALS = {
-    "removal: from the thing": (False, False, START),
-    "removal: from the surroundings": (True, False, START),
-    "removal: from the surroundings, from 0.5": (True, False, 0.5),
-    "removal: from the surroundings, the thing negative": (True, True, START),
+    "removal: from the thing": Removal(filled=False),
+    "removal: from the surroundings": Removal(),
+    "removal: from the surroundings, from 0.5": Removal(level=0.5),
+    "removal: from the surroundings, the thing negative": Removal(avoided=True),
+    "removal: from the surroundings, from 0.5, told of nothing there": Removal(said=True, level=0.5),
+    "removal: from the surroundings, told of nothing there": Removal(said=True),
 }
 GROWTHS = {
     "extrapolation: as shipped": {},
@@ -83,13 +98,14 @@ def removals(world: World, seeds: list[int], steps: int) -> list[Measured]:
     batch = as_batch(world.models, seeds, replace(tasks, mask=mask))
     bare = render(tasks.wanted.emptied()).image
     things = encode_texts(world.models.clip, task_captions(tasks.wanted, place=False, style=False))
+    nothing = encode_texts(world.models.clip, task_captions(tasks.wanted.emptied()))
     for row, seed in enumerate(seeds):
         world.study.show(seed, "to remove", "", tasks.image[row])
     measured = []
-    for name, (filled, negated, level) in REMOVALS.items():
-        image = without_the_thing(tasks.image, mask) if filled else tasks.image
-        settings = Edit(negated, None, steps=steps, denoise=level).settings(seeds[0])
-        texts = batch.untold, things if negated else batch.untold
+    for name, way in REMOVALS.items():
+        image = without_the_thing(tasks.image, mask) if way.filled else tasks.image
+        settings = Edit(way.said or way.avoided, None, steps=steps, denoise=way.level).settings(seeds[0])
+        texts = nothing if way.said else batch.untold, things if way.avoided else batch.untold
         painted = paint(world.models.model, *texts, world.models.vae, image, mask, settings)[0]
         pasted = paste_back(tasks.image, painted, mask)
         left = find_object(painted, batch.empty, mask).float().flatten(1).sum(1) / (mask > 0).flatten(1).sum(1)

@@ -95,6 +95,14 @@ def test_a_removal_avoids_what_negative_says(tiny, encode, blend):
     assert torch.equal(images, want)
 
 
+def test_a_removal_may_be_told_what_the_place_shows_without_the_thing(tiny, encode, blend):
+    images, scores = blend(text="", positive=encode("nothing in the snow"), cfg=4.0)
+    settings = PaintSettings(2, 4.0, 3, 2, "renoised", "ddpm", denoise=0.75, paste="exact")
+    bare = without_the_thing(IMAGE, MASK)
+    want, _ = paint(tiny.model, encode("nothing in the snow"), encode(""), tiny.vae, bare, MASK, settings)
+    assert torch.equal(images, want) and all(math.isnan(score) for score in scores)
+
+
 def test_a_conditioning_of_the_users_own_is_what_the_model_is_told(encode, blend):
     own = blend(positive=encode("a blue ring"), negative=encode("snow"))[0]
     assert not torch.equal(own, blend()[0])
