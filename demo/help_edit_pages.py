@@ -108,7 +108,9 @@ def blend(world: World) -> list[Row]:
         job = world.job(seed, "show")
         mask = _box(job[1])
         row += [("to be removed", job[0][0])]
-        row += [(f"no words, denoise {it:g}", _blended(world, job[0], mask, "", denoise=it)) for it in (0.75, 1.0)]
+        row.append(("no words, denoise 0.5", _blended(world, job[0], mask, "", denoise=0.5)))
+        told = _blended(world, job[0], mask, "", denoise=0.5, positive=world.words("nothing"))
+        row.append(("positive: nothing", told))
     for scene in ((15, 21, "meadow", (0.82, 0.13, 0.13)), (8, 9, "snow", (0.12, 0.30, 0.85))):
         drawn, mask = _scribble(world, *scene)
         name = "red heart" if scene[0] == 15 else "blue circle"
