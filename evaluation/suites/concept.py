@@ -43,8 +43,8 @@ TRUST = 24
 PAINT_STEPS = 20
 CFG = 5.0
 INIT_WORD = "thing"
-# The paper's times the accumulation, as its forerunner VCT has it. On one tuning subject the paper's own took four times
-# the steps to the same error within the subject; 0.005 came sooner still, but after 100 steps CLIP saw less of it.
+# The paper's times the accumulation, as its forerunner VCT has it. On one tuning subject the paper's own took four
+# times the steps to the same error within the subject; 0.005 came sooner still, but after 100 CLIP saw less of it.
 LEARNING_RATE = 0.002
 RATES = (0.0005, 0.001, 0.005)
 
