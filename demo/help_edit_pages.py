@@ -56,6 +56,7 @@ def _swapped(world: World, seed: int, shape: str, method: str) -> tuple[tuple, s
         target_concept=f"a {shape}",
         negative="",
         method=method,
+        guidance=3.0,
         rows="conditional",
     )
     return job, source, image

@@ -123,17 +123,15 @@ def boxes(world: World) -> list[Row]:
     rows = []
     for seed in (3, 4, 11):
         job = world.job(seed, "pair")
-        thing = job[4].split(" and ")[0].split()[-1]
+        thing = job[4].split(" and ")[0].split(" of ")[-1].split(" ", 1)[1]
         found = world.run(
             "InlayFindBox",
             **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0]},
             prompt=job[4],
             concept=thing,
-            layer="16x16 decoder",
-            alpha=1.0,
-            self_attention=False,
+            layer="decoder",
             stretch=True,
-            margin=4,
+            margin=14,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)
         rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", as_picture(found[0]))])

@@ -55,6 +55,9 @@ class Look:
 
     def background(self, job: Job, image: Tensor, mask: Tensor) -> dict[str, float | None]:
         outside, both = 1 - mask, (image.movedim(-1, 1), job.image.movedim(-1, 1))
+        if not outside.any():
+            # A box that was found may be the whole picture.
+            return {}
         return {
             "background PSNR": float(psnr_outside(image, job.image, mask)),
             "background MSE": float(metrics.mse(*both, outside)),

@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 
 from ..host.swap_settings import SwapSettings
 
-# What the shipped workflows use; seen on three tuning scenes only. The authors' code has `both`, which leaves guidance
-# little to act on in the box.
-SHIPPED_ROWS = "conditional"
-INSTANT = SwapSettings(paste="none", rows=SHIPPED_ROWS)
-# As the older methods were published: 200 updates, timesteps in any order, none reused.
+# What the shipped workflows use. The authors' code has `both`, which leaves guidance little to act on in the box; left
+# to act there, 7.5 drives the demo world's colours out of their range. Chosen on twelve tuning scenes, and the same in
+# every row: DDS too comes out better than with the published 7.5.
+SHIPPED_ROWS, SHIPPED_GUIDANCE = "conditional", 3.0
+INSTANT = SwapSettings(paste="none", rows=SHIPPED_ROWS, guidance=SHIPPED_GUIDANCE)
+# As the older methods were published, but for guidance: 200 updates, timesteps in any order, none reused.
 PUBLISHED = replace(INSTANT, iterations=200, skip=1, timesteps="unsorted", t_min=50, t_max=948)
 
 OURS = "InstantSwap"

@@ -24,8 +24,10 @@ BY_WORDS = 8
 LEARNED = 2
 CONCEPTS = BY_WORDS + LEARNED
 PHOTOS = 4
-# Around the true box: the new thing has another shape, and boxes that are found are looser too.
-AIR = 6
+# Around the true box: the new thing has another shape, and boxes that are found are looser too. It ends with a whole
+# latent cell, as what is masked does: at 512 pixels a cell is a 64th of the side, here it would count as background.
+AIR = 2
+CELL = 8
 _LEARNING_SEED = 60_500_000
 # To the next scene, where a scene's own thing is too much like the wished one.
 _REDRAWN = 500_000
@@ -93,8 +95,15 @@ def draw_job(seed: int) -> Job:
     wanted = _with_thing(scene, thing)
     shown, truth = render(scene), render(wanted)
     photos, masks = draw_photos(wanted, seed, PHOTOS)
-    box = bounding_box(shown.masks[0, 0] >= 0.5, AIR)
+    box = whole_cells(bounding_box(shown.masks[0, 0] >= 0.5, AIR))
     return Job(seed, scene, wanted, concept, truth, shown.image, box, photos, masks)
+
+
+def whole_cells(box: Box) -> Box:
+    """The box grown to the latent cells that it touches."""
+    left, top = box["x"] // CELL * CELL, box["y"] // CELL * CELL
+    right, bottom = -(-(box["x"] + box["width"]) // CELL) * CELL, -(-(box["y"] + box["height"]) // CELL) * CELL
+    return {"x": left, "y": top, "width": right - left, "height": bottom - top}
 
 
 def learning_pictures(concept: int) -> tuple[Tensor, Tensor]:

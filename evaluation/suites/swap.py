@@ -125,7 +125,7 @@ def _trust(models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]
 
 
 def _find(models: DemoModels, job: Job) -> Box:
-    said = job.texts().source, job.shape_word
+    said = job.texts().source, job.source_words
     return find_boxes(models.model, models.clip, models.vae, job.image, *said, **BOX_OPTIONS).boxes[0]
 
 

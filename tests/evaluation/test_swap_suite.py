@@ -8,11 +8,13 @@ import inlay.evaluation as evaluation
 import pytest
 import torch
 from inlay.demo.judge import Judge
+from inlay.demo.render import render
 from inlay.demo.vocabulary import COLOURS, SHAPES, SURFACES, held_out
 from inlay.evaluation import swap_rows, swap_scenes
 from inlay.evaluation.non_inferiority import NotBelow
 from inlay.evaluation.perceptual import judge_distance
 from inlay.evaluation.suites import swap
+from inlay.evaluation.swap_look import Look
 from inlay.host.swap_settings import SwapSettings
 from inlay.training.concept import ConceptSettings
 
@@ -37,6 +39,15 @@ def test_only_the_thing_is_swapped_in_the_truth():
         assert not changed[reach == 0].any()
 
 
+def test_the_box_is_of_whole_cells_around_the_old_thing():
+    box = {"x": 17, "y": 8, "width": 7, "height": 9}
+    assert swap_scenes.whole_cells(box) == {"x": 16, "y": 8, "width": 8, "height": 16}
+    for job in JOBS[:6]:
+        assert not any(side % swap_scenes.CELL for side in job.box.values())
+        thing = render(job.scene).masks[0, 0] >= 0.5
+        assert (job.mask[0][thing] == 1).all() and job.mask.mean() < 0.8
+
+
 def test_a_learned_things_words_are_in_no_text():
     words = {*SHAPES, *COLOURS, *SURFACES}
     for job in JOBS:
@@ -55,6 +66,12 @@ def test_learning_pictures_show_the_learned_thing():
         photos, masks = swap_scenes.learning_pictures(concept)
         assert photos.shape == (4, 128, 128, 3) and (masks.flatten(1).sum(1) > 300).all()
         assert len({photo.mean().item() for photo in photos}) == 4
+
+
+def test_nothing_lies_outside_a_box_as_large_as_the_picture():
+    look, job = Look(None, Judge().eval()), JOBS[0]
+    assert look.background(job, job.truth.image, torch.ones_like(job.mask)) == {}
+    assert look.background(job, job.truth.image, job.mask)["background MSE"] >= 0
 
 
 def test_unlikeness_counts_where_it_is_asked_for():
