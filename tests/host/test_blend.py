@@ -119,6 +119,23 @@ def test_a_batch_keeps_the_best_of_each_picture(blend):
         assert torch.equal(images[row][outside], image[row][outside])
 
 
+def test_what_no_mask_touched_is_the_first_pictures_after_three_edits_in_a_row(blend):
+    masks = [MASK, MASK.flip(1), MASK.flip(2)]
+    image = IMAGE
+    for number, mask in enumerate(masks):
+        before = image
+        image = blend(image=image, mask=mask, text="" if number == 1 else TEXT, candidates=1, seed=number)[0]
+        assert not torch.equal(image, before)
+    never = torch.stack(masks).amax((0, 1)) == 0
+    assert 0 < never.sum() < never.numel() and torch.equal(image[0][never], IMAGE[0][never])
+
+
+def test_guided_candidates_do_not_depend_on_how_many_run_at_once(blend):
+    together, apart = (blend(mode="place", candidates=3, at_once=number) for number in (3, 1))
+    torch.testing.assert_close(apart[0], together[0], rtol=0, atol=2e-3)
+    torch.testing.assert_close(torch.tensor(apart[1]), torch.tensor(together[1]), rtol=0, atol=2e-3)
+
+
 def test_progressive_masks_touch_neither_the_end_nor_the_outside(tiny, encode):
     thin = torch.zeros(1, H, W)
     thin[:, 24:32, 32:40] = 1
