@@ -130,7 +130,10 @@ def boxes(world: World) -> list[Row]:
             prompt=job[4],
             concept=thing,
             layer="decoder",
+            alpha=1.0,
+            self_attention=False,
             stretch=True,
+            threshold=0.6,
             margin=14,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)

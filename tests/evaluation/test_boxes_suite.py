@@ -85,7 +85,7 @@ def test_claims_follow_their_intervals():
 
 
 def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(boxes, "ABLATED", {"threshold": (0.4,), "self_attention": (False,)})
+    monkeypatch.setattr(boxes, "ABLATED", {"threshold": (0.4,), "self_attention": (True,)})
     monkeypatch.setattr(boxes, "GRID", {"layer": ("8x8 decoder",), "stretch": (False, True)})
     asked, real = [], boxes._maps
     monkeypatch.setattr(boxes, "_maps", lambda *given: asked.append(given) or real(*given))
