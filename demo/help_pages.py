@@ -50,7 +50,7 @@ def paint(world: World) -> list[Row]:
     return rows
 
 
-def _guided(world: World, job: tuple, outside: str = "null") -> Any:
+def _guided(world: World, job: tuple, outside: str = "zero") -> Any:
     return world.run("InlayRegionGuidance", model=world.model, mask=job[1], clip=world.clip, outside=outside)[0]
 
 

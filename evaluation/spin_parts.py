@@ -36,7 +36,7 @@ class Parts:
     """
 
     background: str = "inverted"
-    region: str | None = "null"
+    region: str | None = "zero"
     style: StyleOptions | None = None
     repeats: int = 1
 

@@ -119,7 +119,7 @@ def paint_concept(world: World, task: Task, texts: list[list]) -> Tensor:
         ]
     ]
     place, mask = task.place.expand(count, -1, -1, -1), task.mask.expand(count, -1, -1)
-    guided = guide_region(models.model, [Region(task.mask)], "null", world.negative[0][0])
+    guided = guide_region(models.model, [Region(task.mask)], "zero")
     settings = PaintSettings(
         steps=PAINT_STEPS, cfg=CFG, seed=task.seed, candidates=CANDIDATES, background="renoised", paste="none"
     )
