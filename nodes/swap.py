@@ -215,7 +215,7 @@ class Swap(io.ComfyNode):
                     round=0.00001,
                     optional=True,
                     advanced=True,
-                    tooltip="Length of an update; 0.1 in the paper. Less where the new thing comes out too saturated.",
+                    tooltip="Length of an update; 0.1 in the paper.",
                 ),
             ],
             outputs=[
