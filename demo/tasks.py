@@ -50,15 +50,19 @@ def task_captions(wanted: Scenes, *, place: bool = True, style: bool = True) -> 
     return [caption(wanted, row, said) for row in range(len(wanted))]
 
 
-def reference_pictures(wanted: Scenes, seeds: Sequence[int]) -> Pictures:
-    """The wanted thing in another picture: other place, pose and hand."""
+def reference_scenes(wanted: Scenes, seeds: Sequence[int]) -> Scenes:
+    """The wanted thing in another place, style, pose and hand."""
     elsewhere = draw_scenes([seed + _REFERENCE_SEEDS for seed in seeds], objects=1)
     pose = elsewhere.things[0]
     thing = wanted.things[0].posed(pose.centre, pose.radius.clamp(min=30), pose.angle, pose.mirrored)
     room = torch.stack([thing.radius + 3] * 2, 1)
     thing = replace(thing, centre=torch.minimum(torch.maximum(thing.centre, room), SIZE - room))
     # A reference in pencil would not tell its colour.
-    return render(replace(elsewhere, things=(thing, elsewhere.things[1]), style=elsewhere.style % 3))
+    return replace(elsewhere, things=(thing, elsewhere.things[1]), style=elsewhere.style % 3)
+
+
+def reference_pictures(wanted: Scenes, seeds: Sequence[int]) -> Pictures:
+    return render(reference_scenes(wanted, seeds))
 
 
 def draw_photos(wanted: Scenes, seed: int, count: int) -> tuple[Tensor, Tensor]:

@@ -32,6 +32,12 @@ def tensors_hash(tensors: dict[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
+def tower_hash(tower: str) -> str:
+    """Of one of CLIP's towers: what stands on texts alone outlives another vision tower. tower: text or vision."""
+    prefix = f"{tower}."
+    return tensors_hash({key: value for key, value in load_part("clip").items() if key.startswith(prefix)})
+
+
 def read_card(part: str) -> dict:
     return json.loads(weights_path(part).with_suffix(".json").read_text())
 

@@ -8,12 +8,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..demo.training.pictures import SEEDS
-from ..demo.weights import WeightsError, file_hash, weights_path
+from ..demo.weights import WeightsError, file_hash, tower_hash, weights_path
 from .machine import describe_machine
 from .records import Records
 from .report import as_text, build_report, to_line, write_report
 from .sheet import compose_sheet
-from .study import Study, Suite
+from .study import TEXTS, Study, Suite
 from .suites import MODULES, load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -87,8 +87,13 @@ def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
 
 def fingerprint(suite: Suite) -> str:
     """What measurements depend on beside the code: the weights that the suite reads."""
-    hashes = [file_hash(weights_path(part))[:12] for part in suite.parts if weights_path(part).exists()]
-    return " ".join([suite.name, *hashes])
+    return " ".join([suite.name, *(_weights_hash(part)[:12] for part in suite.parts)])
+
+
+def _weights_hash(part: str) -> str:
+    if part == TEXTS:
+        return tower_hash("text")
+    return file_hash(weights_path(part)) if weights_path(part).exists() else ""
 
 
 def _shown(path: Path) -> str:

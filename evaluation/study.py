@@ -13,6 +13,9 @@ from .claims import Claim
 from .records import Measured, Records
 from .sheet import save_tile
 
+# Of CLIP only its text tower, among the parts that a suite depends on.
+TEXTS = "texts"
+
 
 @dataclass
 class Study:

@@ -5,8 +5,16 @@ import time
 from pathlib import Path
 
 CHECKPOINTS = Path(__file__).resolve().parents[1] / "checkpoints"
-PARTS = ("vae", "decoder", "clip", "judge", "unet", "inpaint")
-STEPS = {"vae": 10_000, "decoder": 3_000, "clip": 2_000, "judge": 1_500, "unet": 12_000, "inpaint": 5_000}
+PARTS = ("vae", "decoder", "clip", "vision", "judge", "unet", "inpaint")
+STEPS = {
+    "vae": 10_000,
+    "decoder": 3_000,
+    "clip": 2_000,
+    "vision": 2_000,
+    "judge": 1_500,
+    "unet": 12_000,
+    "inpaint": 5_000,
+}
 SCENES = {"unet": 40_000, "inpaint": 16_000}
 
 
@@ -33,7 +41,7 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool, ra
     import torch
 
     from ..weights import WeightsError, load_part
-    from . import clip, export, inpaint, judge, unet, vae
+    from . import clip, export, inpaint, judge, unet, vae, vision
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     warm = None
@@ -54,6 +62,8 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool, ra
         export.export_decoder(vae.train_decoder(CHECKPOINTS, device, budget, rate), vae.BATCH)
     elif part == "clip":
         export.export_clip(clip.train_clip(CHECKPOINTS, device, budget, warm, rate), clip.BATCH)
+    elif part == "vision":
+        export.export_vision(vision.train_vision(CHECKPOINTS, device, budget, rate), vision.BATCH)
     elif part == "judge":
         export.export_judge(judge.train_judge(CHECKPOINTS, device, budget, warm, rate), judge.BATCH)
     elif part == "unet":

@@ -62,11 +62,13 @@ def clip_pixels(image: Tensor, size: int = 64) -> Tensor:
     return (pixels - mean) / std
 
 
-def _attribute_loss(pair: Pair, embedding: Tensor, labels: dict[str, Tensor], told: dict[str, Tensor]) -> Tensor:
-    """Cross-entropies of what the rows in `told` show or name."""
+def attribute_loss(
+    heads: nn.ModuleDict, embedding: Tensor, labels: dict[str, Tensor], rows_of: dict[str, Tensor]
+) -> Tensor:
+    """Cross-entropies of what the rows in `rows_of` show or name."""
     total = embedding.new_zeros(())
-    for name, head in pair.heads.items():
-        rows = told[name].nonzero(as_tuple=True)[0]
+    for name, head in heads.items():
+        rows = rows_of[name].nonzero(as_tuple=True)[0]
         if not len(rows):
             continue
         logits = head(10 * embedding[rows])
@@ -80,7 +82,7 @@ def _attribute_loss(pair: Pair, embedding: Tensor, labels: dict[str, Tensor], to
     return total
 
 
-def _told(scenes: Scenes, names: list[Named]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def told(scenes: Scenes, names: list[Named]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Which rows' pictures show, and which rows' captions name, each attribute completely."""
     count = scenes.count
     known = (scenes.shape[:, 0] >= 0) & (count > 0)
@@ -131,13 +133,13 @@ def train_clip(
         scenes, pixels = drawn(index % DRAWN)
         captions, names = training_captions(reworded(scenes, index // DRAWN))
         labels = {name: value.to(device) for name, value in attribute_labels(scenes).items()}
-        seen, spoken = _told(scenes, names)
+        seen, spoken = told(scenes, names)
         with torch.autocast(device, torch.bfloat16):
             pictures = pair.embed_pictures(pixels.float())
             texts = pair.embed_text(vocabulary.rows(captions).to(device))
         contrastive, top = contrast(pictures, texts, captions, pair.scale)
-        looks = _attribute_loss(pair, pictures, labels, seen)
-        words = _attribute_loss(pair, texts, labels, spoken)
+        looks = attribute_loss(pair.heads, pictures, labels, seen)
+        words = attribute_loss(pair.heads, texts, labels, spoken)
         figures = {"contrast": contrastive.item(), "top1": top, "looks": looks.item(), "words": words.item()}
         return contrastive + 0.3 * looks + 0.3 * words, figures
 

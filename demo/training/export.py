@@ -58,17 +58,21 @@ def export_vae(run: Run, batch: int) -> None:
 
 def export_decoder(run: Run, batch: int) -> None:
     """The autoencoder with its new decoder. The parts trained on its latents stay valid: their cards follow it."""
-    before, card = file_hash(weights_path("vae")), read_card("vae")
-    old = load_part("vae")
+    old, card, before = load_part("vae"), read_card("vae"), file_hash(weights_path("vae"))
     state = {key.removeprefix("net."): value.cpu() for key, value in run.averaged.weights.items()}
     # The average of equal numbers rounds: what latents depend on is to stay bit for bit.
     state = {key: old[key] if is_encoder(key) else value for key, value in state.items()}
     save_part("vae", state, {**card, "decoder": card_of(run, batch)})
-    for part in ("unet", "inpaint"):
-        later = read_card(part)
-        if later["trained_on"].get("vae") == before:
-            later["trained_on"]["vae"] = file_hash(weights_path("vae"))
-            write_card(part, later)
+    _follow("vae", before, ("unet", "inpaint"))
+
+
+def _follow(part: str, before: str, later_parts: tuple[str, ...]) -> None:
+    """The cards of parts that were trained on that part's file of before now name the one that is there."""
+    for later in later_parts:
+        card = read_card(later)
+        if card["trained_on"].get(part) == before:
+            card["trained_on"][part] = file_hash(weights_path(part))
+            write_card(later, card)
 
 
 def warm_vae() -> dict[str, Tensor]:
@@ -88,6 +92,14 @@ def export_clip(run: Run, batch: int) -> None:
     kept["token_ids"] = Vocabulary().ids.to(torch.int32)
     assert len(kept["token_ids"]) == len(kept[f"text.{TOKEN_TABLE}"]) <= VOCABULARY
     save_part("clip", kept, card_of(run, batch))
+
+
+def export_vision(run: Run, batch: int) -> None:
+    """CLIP with its new vision tower. Texts stay bit for bit; what stands on pictures must be trained again."""
+    old, card, before = load_part("clip"), read_card("clip"), file_hash(weights_path("clip"))
+    tower = {key: value.cpu() for key, value in run.averaged.weights.items() if key.startswith("vision.")}
+    save_part("clip", {**old, **tower}, {**card, "vision": card_of(run, batch)})
+    _follow("clip", before, ("unet",))
 
 
 def export_judge(run: Run, batch: int) -> None:

@@ -4,6 +4,8 @@ The reference shows the thing in the picture itself or in another one, so that t
 scene's style.
 """
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -12,15 +14,17 @@ from torch.nn.functional import interpolate
 
 from ..judge import crop_boxes
 from ..render import render
-from ..tasks import place_masks, reference_pictures
+from ..scenes import Scenes
+from ..tasks import place_masks, reference_scenes
 from ..weights import load_part
 from .parts import Parts
-from .pictures import SEEDS, training_scenes
+from .pictures import SEEDS, training_scenes, unseen_in
 from .run import Run
 from .schedule import LATENT_SCALE, alpha_bars
 from .unet import BATCH, Denoiser, noised
 
 NULL_SHARE = 0.2
+SUBJECT_SHARE = 0.5
 # Outside the mask the answer is among the inputs; what is to be learned is inside.
 INSIDE_WEIGHT = 3.0
 GREY = 0.5
@@ -47,28 +51,45 @@ class ReferenceInpainter(nn.Module):
         return self.unet(x, timesteps, token, device)
 
 
-def prepare(parts: Parts, count: int, path: Path, device: str) -> dict[str, Tensor]:
-    """latent, masked latent, mask at latent size, and the pooled states of the own and of another picture."""
+def _kept(path: Path, count: int, rows_of: Callable[[list[int]], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What rows_of makes of each 256 seeds, one after another, from the file if it is there."""
     if path.exists():
         return torch.load(path, weights_only=True)
-    rows: dict[str, list[Tensor]] = {"latent": [], "masked": [], "mask": [], "own": [], "other": []}
-    for first in range(0, count, 256):
-        seeds = list(range(SEEDS["inpaint"] + first, SEEDS["inpaint"] + min(first + 256, count)))
-        scenes = training_scenes(seeds, subject_share=0.5, empty_share=0.0)
-        pictures = render(scenes, device)
-        grow = 1.0 + 0.5 * torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0]))
-        mask = place_masks(scenes, grow.view(-1, 1, 1)).to(device)
-        holed = torch.where(mask[..., None] > 0.5, GREY, pictures.image)
-        other = reference_pictures(scenes, seeds)
-        rows["latent"].append(parts.encode(pictures.image) * LATENT_SCALE)
-        rows["masked"].append(parts.encode(holed) * LATENT_SCALE)
-        rows["mask"].append(interpolate(mask[:, None], (16, 16), mode="bilinear").round().cpu())
-        for name, shown in (("own", pictures), ("other", other)):
-            crops = crop_boxes(shown.image.to(device), shown.boxes[:, 0], 1.15)
-            rows[name].append(parts.picture_states(crops.permute(0, 2, 3, 1)).cpu())
-    data = {name: torch.cat(values) for name, values in rows.items()}
+    first, end = SEEDS["inpaint"], SEEDS["inpaint"] + count
+    groups = [rows_of(list(range(start, min(start + 256, end)))) for start in range(first, end, 256)]
+    data = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
     torch.save(data, path)
     return data
+
+
+def _scenes(seeds: list[int]) -> Scenes:
+    return training_scenes(seeds, subject_share=SUBJECT_SHARE, empty_share=0.0)
+
+
+def holes(parts: Parts, device: str, seeds: list[int]) -> dict[str, Tensor]:
+    """Latent, latent of the picture with its hole, mask at latent size."""
+    scenes = _scenes(seeds)
+    image = render(scenes, device).image
+    grow = 1.0 + 0.5 * torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0]))
+    mask = place_masks(scenes, grow.view(-1, 1, 1)).to(device)
+    holed = torch.where(mask[..., None] > 0.5, GREY, image)
+    return {
+        "latent": parts.encode(image) * LATENT_SCALE,
+        "masked": parts.encode(holed) * LATENT_SCALE,
+        "mask": interpolate(mask[:, None], (16, 16), mode="bilinear").round().cpu(),
+    }
+
+
+def references(parts: Parts, device: str, seeds: list[int]) -> dict[str, Tensor]:
+    """Pooled states of the thing in its own picture and in another one, unless it is kept from that one's style."""
+    scenes = _scenes(seeds)
+    elsewhere = reference_scenes(scenes, seeds)
+    states = []
+    for shown in (render(scenes, device), render(elsewhere, device)):
+        crops = crop_boxes(shown.image, shown.boxes[:, 0], 1.15)
+        states.append(parts.picture_states(crops.permute(0, 2, 3, 1)).cpu())
+    own, other = states
+    return {"own": own, "other": torch.where(unseen_in(elsewhere.style, scenes)[:, None], own, other)}
 
 
 def train_inpaint(
@@ -80,11 +101,15 @@ def train_inpaint(
     rate: float | None = None,
 ) -> Run:
     parts = Parts(device)
-    stored = f"inpaint-{scenes}-{parts.latents_hash[:12]}-{parts.clip_hash[:12]}.pt"
-    data = prepare(parts, scenes, folder / stored, device)
+    made_of = {f"holes-{scenes}-{parts.latents_hash[:12]}": holes}
+    made_of[f"references-{scenes}-{parts.vision_hash[:12]}"] = references
+    data: dict[str, Tensor] = {}
+    for name, rows_of in made_of.items():
+        data |= _kept(folder / f"{name}.pt", scenes, partial(rows_of, parts, device))
     model = ReferenceInpainter()
     model.from_text_unet(load_part("unet"))
-    run = Run("inpaint", folder, model.to(device), steps, rate or 6e-4, warm_start=warm_start, basis=parts.basis)
+    basis = f"{parts.latents_hash} {parts.vision_hash}"
+    run = Run("inpaint", folder, model.to(device), steps, rate or 6e-4, warm_start=warm_start, basis=basis)
     alphas = alpha_bars()
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:

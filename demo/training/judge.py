@@ -46,7 +46,7 @@ def _view(scenes: Scenes, pictures: Pictures, draws: Tensor, view: int, seed: in
     margin = torch.where(whole, 1.0, 1.1 + 0.9 * draws[:, 2])
     shift = torch.where(whole[:, None], 0.0, (draws[:, 3:5] - 0.5) * 0.25)
     crops = crop_boxes(pictures.image, boxes, margin.to(device), shift.to(device))
-    crops = _softened(crops, draws[:, 5])
+    crops = softened(crops, draws[:, 5])
     noise = torch.randn(crops.shape, generator=torch.Generator().manual_seed(seed + view)).to(device)
     crops = crops + noise * (0.06 * draws[:, 6] * (draws[:, 7] < 0.5)).view(-1, 1, 1, 1).to(device)
     crops = ((crops - 0.5) * (0.85 + 0.3 * draws[:, 8]).view(-1, 1, 1, 1).to(device) + 0.5).clamp(0, 1)
@@ -56,7 +56,7 @@ def _view(scenes: Scenes, pictures: Pictures, draws: Tensor, view: int, seed: in
     return crops, {name: value.to(device) for name, value in labels.items()}
 
 
-def _softened(crops: Tensor, draws: Tensor) -> Tensor:
+def softened(crops: Tensor, draws: Tensor) -> Tensor:
     """A quarter of the crops at half their resolution, an eighth at a third, some with colours that run."""
     for low, high, factor in ((0.0, 0.25, 2), (0.25, 0.375, 3)):
         soft = interpolate(avg_pool2d(crops, factor, ceil_mode=True), (CROP, CROP), mode="bilinear")

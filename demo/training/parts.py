@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ...host import demo_models
-from ..weights import file_hash, load_part, weights_path
+from ..weights import load_part, tower_hash
 from .clip import clip_pixels
 from .vae import latents_hash
 
@@ -15,10 +15,10 @@ class Parts:
     def __init__(self, device: str) -> None:
         self.device = device
         autoencoder = load_part("vae")
-        # What a UNet stands on: its checkpoint is worth nothing on other latents or texts. Decoders may change.
+        # What a UNet stands on: its checkpoint is worth nothing on other latents, texts or embeddings of pictures.
+        # Decoders may change.
         self.latents_hash = latents_hash(autoencoder)
-        self.clip_hash = file_hash(weights_path("clip"))
-        self.basis = f"{self.latents_hash} {self.clip_hash}"
+        self.texts_hash, self.vision_hash = tower_hash("text"), tower_hash("vision")
         self.vae = demo_models.build_autoencoder()
         self.vae.load_state_dict(autoencoder)
         text, vision = demo_models.split_clip(load_part("clip"))

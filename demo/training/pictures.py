@@ -8,18 +8,26 @@ from torch import Tensor
 from ..render import Pictures, render
 from ..scenes import Scenes, Things, draw_scenes, uniform_draws
 from ..subjects import SUITE_SUBJECTS, draw_things
+from ..vocabulary import held_out
 
 # First seeds of everybody's pictures, far apart: nobody is judged on what it has seen.
 SEEDS = {
     "vae": 10_000_000,
     "decoder": 15_000_000,
     "clip": 20_000_000,
+    "vision": 25_000_000,
     "unet": 30_000_000,
     "inpaint": 40_000_000,
     "judge": 50_000_000,
     "tuning": 70_000_000,
     "held-out": 90_000_000,
 }
+
+
+def unseen_in(style: Tensor, scenes: Scenes) -> Tensor:
+    """(B,) bool: in that style the first thing's combination is kept from training."""
+    first = scenes.shape[:, 0], scenes.colour[:, 0], scenes.surface[:, 0]
+    return (first[0] >= 0) & held_out(style, *first)
 
 
 @dataclass(frozen=True)

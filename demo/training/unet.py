@@ -106,7 +106,8 @@ def train_unet(
     latents, captions, things = prepare_latents(parts, scenes, folder / f"latents-{parts.latents_hash[:12]}.pt", device)
     parts.remember(["", *(text for texts in captions for text in texts)])
     model = Denoiser(4, seed=7).to(device)
-    run = Run("unet", folder, model, steps, rate or 8e-4, decay=0.998, warm_start=warm_start, basis=parts.basis)
+    basis = f"{parts.latents_hash} {parts.texts_hash}"
+    run = Run("unet", folder, model, steps, rate or 8e-4, decay=0.998, warm_start=warm_start, basis=basis)
     alphas = alpha_bars()
     two, other = (things == 2).nonzero()[:, 0], (things != 2).nonzero()[:, 0]
 

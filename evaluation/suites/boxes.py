@@ -16,17 +16,20 @@ from torch import Tensor
 from ...attention.boxes import Box, box_mask, find_box
 from ...attention.overlay import overlay
 from ...demo.captions import full_captions
+from ...demo.judge import load_judge
 from ...demo.render import render
 from ...demo.scenes import SIZE, draw_scenes
 from ...demo.vocabulary import SHAPES, STYLES, thing_phrase
-from ...demo.weights import load_part
+from ...demo.weights import load_part, weights_path
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.find_box import concept_maps
 from ..claims import Claim, Floor
 from ..records import Measured
-from ..study import Study, Suite
+from ..spin_parts import judge_trust
+from ..study import TEXTS, Study, Suite
 
 BATCH = 4
+TRUST = 16
 GRID_EVERY = 8
 COUNTS = {1: "one object", 2: "two objects"}
 
@@ -88,7 +91,8 @@ class View:
 
 def run(study: Study) -> None:
     load_part("unet")
-    models = load_demo_models("text")
+    models, judge = load_demo_models("text"), load_judge(weights_path("judge"))
+    study.measure("judge", TRUST, partial(judge_trust, models, judge))
     study.measure("boxes", BATCH, partial(_measure, study, models))
     study.measure("grid", BATCH, partial(_grid, study, models))
 
@@ -244,4 +248,5 @@ SUITE = Suite(
     claims=CLAIMS,
     contrasts=CONTRASTS,
     columns=tuple(f"{kind}, {name}" for kind in COUNTS.values() for name in (OURS, PAPERS)),
+    parts=("vae", TEXTS, "judge", "unet"),
 )

@@ -20,11 +20,12 @@ from torch import Tensor
 
 from ...attention.overlay import overlay
 from ...demo.captions import caption
+from ...demo.judge import load_judge
 from ...demo.render import Pictures, render
 from ...demo.scenes import Scenes, draw_scenes
 from ...demo.training.pictures import SEEDS
 from ...demo.vocabulary import SHAPES, STYLES
-from ...demo.weights import load_part
+from ...demo.weights import load_part, weights_path
 from ...guidance.masks import latent_mask
 from ...host.attention_layers import LAYERS
 from ...host.demo_world import DemoModels, load_demo_models
@@ -34,11 +35,13 @@ from .. import judging
 from ..claims import Above, Claim
 from ..localising import overlap, separation
 from ..records import Measured, Table
-from ..study import Study, Suite
+from ..spin_parts import judge_trust
+from ..study import TEXTS, Study, Suite
 from ..subjects import scene_of_subject
 from .saliency_layers import layer_rows
 
 BATCH = 4
+TRUST = 16
 EVERYTHING, GIVEN = "everything", "your mask, on the latent's grid"
 CHOSEN = "{}, chosen"
 TUNING_SEEDS = range(SEEDS["tuning"], SEEDS["tuning"] + 16)
@@ -87,7 +90,8 @@ DEFAULTS = {source: Option(source) for source in THRESHOLDS}
 
 def run(study: Study) -> None:
     load_part("unet")
-    models = load_demo_models("text")
+    models, judge = load_demo_models("text"), load_judge(weights_path("judge"))
+    study.measure("judge", TRUST, partial(judge_trust, models, judge))
     best = choose(study, models)
     for option in best.values():
         print(f"  chosen on tuning seeds: {option.row}, threshold {option.threshold:g}", flush=True)
@@ -239,4 +243,5 @@ SUITE = Suite(
     claims=CLAIMS,
     contrasts=CONTRASTS,
     columns=("scene", GIVEN, *THRESHOLDS, *(CHOSEN.format(source) for source in THRESHOLDS)),
+    parts=("vae", TEXTS, "judge", "unet"),
 )

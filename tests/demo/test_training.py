@@ -2,13 +2,17 @@
 
 import shutil
 
+import pytest
 import torch
 from inlay.demo import weights
-from inlay.demo.training import train_part
+from inlay.demo.tasks import reference_scenes
+from inlay.demo.training import train_part, vision
 from inlay.demo.training.export import rescale_latents
+from inlay.demo.training.pictures import SEEDS
 from inlay.demo.training.run import Run
 from inlay.demo.training.schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_timesteps
 from inlay.demo.training.vae import is_encoder
+from inlay.demo.vocabulary import held_out
 from inlay.host.demo_models import build_autoencoder
 from torch import nn
 
@@ -98,3 +102,38 @@ def test_training_the_decoder_alone_keeps_latents_and_what_stands_on_them(tmp_pa
     assert weights.read_card("vae")["decoder"]["steps"] == 2
     for part in ("unet", "inpaint"):
         assert weights.load_part(part)
+
+
+def test_training_the_vision_tower_alone_keeps_texts_and_what_stands_on_them(tmp_path, monkeypatch):
+    folder = shutil.copytree(weights.FOLDER, tmp_path / "weights")
+    monkeypatch.setattr(weights, "FOLDER", folder)
+    monkeypatch.setattr("inlay.demo.training.CHECKPOINTS", tmp_path)
+    monkeypatch.setattr(vision, "BATCH", 4)
+    before, texts = weights.load_part("clip"), weights.tower_hash("text")
+    train_part("vision", 2, None, False)
+    after = weights.load_part("clip")
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed and all(name.startswith("vision.") for name in changed)
+    assert weights.tower_hash("text") == texts and weights.read_card("clip")["vision"]["steps"] == 2
+    assert weights.load_part("unet")
+    with pytest.raises(weights.WeightsError, match="'inpaint' was trained on another 'clip'"):
+        weights.load_part("inpaint")
+
+
+def test_no_thing_is_shown_in_a_style_that_it_is_kept_from():
+    seeds = list(range(SEEDS["vision"], SEEDS["vision"] + 64))
+    drawn = vision.Drawn(seeds, "cpu")
+    first = (drawn.scenes.shape[:, 0], drawn.scenes.colour[:, 0], drawn.scenes.surface[:, 0])
+    named = first[0] >= 0
+    assert not (named & held_out(drawn.scenes.style, *first)).any()
+    elsewhere = reference_scenes(drawn.scenes, seeds)
+    assert torch.equal(drawn.learnable, ~(named & held_out(elsewhere.style, *first)))
+    assert 0 < (~drawn.learnable).sum() < 32
+
+
+def test_equal_views_are_told_from_those_of_other_things():
+    views = torch.eye(5)
+    loss, top = vision.same_thing(views, views)
+    assert top == 1 and loss < vision.same_thing(views, views.roll(1, 0))[0]
+    expected = -torch.log(torch.tensor(10.0).exp() / (torch.tensor(10.0).exp() + 4))
+    assert torch.allclose(loss, expected, rtol=5e-3)
