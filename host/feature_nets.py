@@ -51,7 +51,7 @@ def load_lpips(net: str) -> LPIPSNet:
     kind = {"vgg": "vgg16", "alex": "alexnet"}[net]
     widths = {"vgg16": 128, "alexnet": 192}[kind]
     for path in weight_files("lpips"):
-        weights = _read(path)
+        weights = read_weights(path)
         scales = [weights.get(f"lin{stage}.model.1.weight") for stage in range(5)]
         if all(scale is not None for scale in scales) and scales[1].numel() == widths:
             own = _backbone(weights)
@@ -60,7 +60,7 @@ def load_lpips(net: str) -> LPIPSNet:
                 linear = [scale.float().flatten().clone() for scale in scales]
                 return LPIPSNet(kind, features, linear).eval()
     raise ValueError(
-        _missing("lpips", f"LPIPS's linear weights for {net} (lin0.model.1.weight ... lin4.model.1.weight)")
+        missing_weights("lpips", f"LPIPS's linear weights for {net} (lin0.model.1.weight ... lin4.model.1.weight)")
     )
 
 
@@ -72,10 +72,10 @@ def load_features(kind: str, folders: tuple[str, ...] = ("vgg",)) -> nn.Sequenti
     """
     for folder in folders:
         for path in weight_files(folder):
-            weights = _backbone(_read(path))
+            weights = _backbone(read_weights(path))
             if _kind(weights) == kind:
                 return build_features(kind, weights, path)
-    raise ValueError(_missing(folders[-1], f"torchvision's {kind} (features.0.weight ...)"))
+    raise ValueError(missing_weights(folders[-1], f"torchvision's {kind} (features.0.weight ...)"))
 
 
 def build_features(kind: str, weights: StateDict, path: str = "") -> nn.Sequential:
@@ -97,7 +97,7 @@ def build_features(kind: str, weights: StateDict, path: str = "") -> nn.Sequenti
     return features.requires_grad_(False).eval()
 
 
-def _read(path: str) -> StateDict:
+def read_weights(path: str) -> StateDict:
     try:
         return safetensors.torch.load_file(path)
     except SafetensorError as error:
@@ -122,7 +122,7 @@ def _names(folder: str, endings: tuple[str, ...]) -> Iterator[str]:
     return (name for name in sorted(folder_paths.get_filename_list(folder)) if name.endswith(endings))
 
 
-def _missing(folder: str, what: str) -> str:
+def missing_weights(folder: str, what: str) -> str:
     pickled = next(_names(folder, (".pth", ".pt", ".bin")), None)
     if pickled is None:
         return f"No file under models/{folder} holds {what}. Put one there as .safetensors."

@@ -5,10 +5,10 @@ another style, and one text task. All rows of a seed share the learned concept, 
 the mean of its candidates; "best of 4" is the one that the tiny CLIP ranks first, as the paper selects, by the text or
 by the reference: its tiny CLIP score is biased by the selection, what the judge says of it is not.
 
-NIMA, LPIPS and CLIP are not at hand: harmony is told by the seam and by the style that the judge finds in the painted
-pixels, the background by its PSNR and the distance in the judge's features. Words for a subject do not exist, so table
-2 has no CLIP_T. The text rows' prompts name the thing alone. Of the paper's rivals only those run whose method is here;
-Blended has 4 candidates as all others, where the paper gives it 32.
+Harmony is told by the seam and by the style that the judge finds in the painted pixels, and by NIMA where models/nima
+holds that network; the background by its PSNR and the distance in the judge's features. Words for a subject do not
+exist, so table 2 has no CLIP_T. The text rows' prompts name the thing alone. Of the paper's rivals only those run whose
+method is here; Blended has 4 candidates as all others, where the paper gives it 32.
 """
 
 import json
@@ -30,6 +30,7 @@ from ...host.concept_training import LearnedConcept, learn_concept
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.generate import encode_texts
 from ...host.inversion import invert_image
+from ...host.nima import nima_if_there
 from ...host.ranking import look_inside
 from ...training.concept import ConceptSettings
 from .. import judging, spin_parts
@@ -52,7 +53,7 @@ def run(study: Study) -> None:
     for part in ("unet", "inpaint"):
         load_part(part)
     models, inpaint = load_demo_models("text"), load_demo_models("inpaint")
-    world = World(study, models, inpaint, load_judge(weights_path("judge")))
+    world = World(study, models, inpaint, load_judge(weights_path("judge")), nima_if_there())
     study.measure("painting by text", 1, partial(_by_text, world))
     study.measure("painting by reference", 1, partial(_by_reference, world))
     study.measure("judge", TRUST, partial(spin_parts.judge_trust, models, world.judge))

@@ -1,7 +1,7 @@
 """What suite `spin` measures of the pictures of one task."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,6 +25,7 @@ class World:
     models: DemoModels
     inpaint: DemoModels
     judge: Judge
+    nima: Callable[[Tensor], Tensor] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,10 @@ def values_of(world: World, scene: Scene, painted: Tensor) -> tuple[Tensor, judg
         pasted, models.clip_vision, models.clip, scene.text, scene.reference, task.mask, outside="keep"
     )
     distance = perceptual.judge_distance(judge, painted, image, (mask == 0).float())
-    columns.append(_by_picture({score_name(scene): scores, f"background {perceptual.NAME}": distance}))
+    whole = {score_name(scene): scores, f"background {perceptual.NAME}": distance}
+    if world.nima is not None:
+        whole["NIMA"] = world.nima(pasted)
+    columns.append(_by_picture(whole))
     return pasted, merged(*columns, kept)
 
 
