@@ -9,6 +9,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 FOLDER = Path(__file__).resolve().parent / "weights"
+FOR_TRAINING = "shown."
 PARTS = ("vae", "clip", "judge", "unet", "inpaint")
 
 
@@ -42,10 +43,11 @@ def read_card(part: str) -> dict:
     return json.loads(weights_path(part).with_suffix(".json").read_text())
 
 
-def load_part(part: str, matching: bool = True) -> dict[str, Tensor]:
+def load_part(part: str, matching: bool = True, whole: bool = False) -> dict[str, Tensor]:
     """The part's tensors, floats in fp32. Raises WeightsError if they are missing or belong to other parts.
 
-    matching: False takes them also beside parts that they were not trained on, to train them again.
+    matching: False takes them also beside parts that they were not trained on, to train them again. whole: with what
+    only training again needs.
     """
     path = weights_path(part)
     if not path.exists():
@@ -56,7 +58,8 @@ def load_part(part: str, matching: bool = True) -> dict[str, Tensor]:
                 f"The demo model '{part}' was trained on another '{other}' than the one here. "
                 f"Train it again with `python dev.py train-demo {part}`, or restore both files."
             )
-    return {key: value.float() if value.is_floating_point() else value for key, value in load_file(path).items()}
+    kept = {key: value for key, value in load_file(path).items() if whole or not key.startswith(FOR_TRAINING)}
+    return {key: value.float() if value.is_floating_point() else value for key, value in kept.items()}
 
 
 def save_part(part: str, tensors: dict[str, Tensor], card: dict, trained_on: tuple[str, ...] = ()) -> Path:

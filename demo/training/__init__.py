@@ -15,7 +15,7 @@ STEPS = {
     "unet": 12_000,
     "inpaint": 5_000,
 }
-SCENES = {"unet": 40_000, "inpaint": 16_000}
+SCENES = {"unet": 40_000, "inpaint": 12_000}
 
 
 def main(argv: list[str]) -> int:
@@ -50,7 +50,7 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool, ra
             warm = {
                 "vae": export.warm_vae,
                 "judge": lambda: load_part("judge"),
-                "unet": lambda: {f"net.{key}": value for key, value in load_part("unet", matching=False).items()},
+                "unet": export.warm_unet,
                 "inpaint": lambda: load_part("inpaint", matching=False),
             }.get(part, lambda: None)()
         except WeightsError as error:
@@ -68,7 +68,8 @@ def train_part(part: str, steps: int | None, scenes: int | None, fresh: bool, ra
         export.export_judge(judge.train_judge(CHECKPOINTS, device, budget, warm, rate), judge.BATCH)
     elif part == "unet":
         count = scenes or SCENES["unet"]
-        export.export_unet(unet.train_unet(CHECKPOINTS, device, budget, count, warm, rate), unet.BATCH)
+        run = unet.train_unet(CHECKPOINTS, device, budget, count, SCENES["inpaint"], warm, rate)
+        export.export_unet(run, unet.BATCH)
     else:
         count = scenes or SCENES["inpaint"]
         export.export_inpaint(inpaint.train_inpaint(CHECKPOINTS, device, budget, count, warm, rate), unet.BATCH)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ...host.demo_models import TOKEN_TABLE, VOCABULARY, build_autoencoder
-from ..weights import file_hash, load_part, read_card, save_part, weights_path, write_card
+from ..weights import FOR_TRAINING, file_hash, load_part, read_card, save_part, weights_path, write_card
 from .clip import POSITIONS, Vocabulary
 from .pictures import SEEDS, training_set
 from .run import Run
@@ -82,6 +82,11 @@ def warm_vae() -> dict[str, Tensor]:
     return {f"net.{key}": value for key, value in unit.items()}
 
 
+def warm_unet() -> dict[str, Tensor]:
+    state = load_part("unet", matching=False, whole=True)
+    return {key if key.startswith(FOR_TRAINING) else f"net.{key}": value for key, value in state.items()}
+
+
 def export_clip(run: Run, batch: int) -> None:
     """One file: both towers, the vocabulary's rows in use and their ids."""
     weights = {key: value.cpu() for key, value in run.averaged.weights.items()}
@@ -107,6 +112,7 @@ def export_judge(run: Run, batch: int) -> None:
 
 
 def export_unet(run: Run, batch: int) -> None:
+    """The UNet, and under `shown.` what only training again needs."""
     state = {key.removeprefix("net."): value for key, value in run.averaged.weights.items()}
     save_part("unet", state, card_of(run, batch), trained_on=("vae", "clip"))
 

@@ -4,30 +4,22 @@ The reference shows the thing in the picture itself or in another one, so that t
 scene's style.
 """
 
-from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
 
-from ..judge import crop_boxes
-from ..render import render
-from ..scenes import Scenes
-from ..tasks import place_masks, reference_scenes
 from ..weights import load_part
 from .parts import Parts
-from .pictures import SEEDS, training_scenes, unseen_in
+from .pictures import SEEDS
+from .reference_data import reference_data
 from .run import Run
-from .schedule import LATENT_SCALE, alpha_bars
+from .schedule import alpha_bars
 from .unet import BATCH, Denoiser, noised
 
 NULL_SHARE = 0.2
-SUBJECT_SHARE = 0.5
 # Outside the mask the answer is among the inputs; what is to be learned is inside.
 INSIDE_WEIGHT = 3.0
-GREY = 0.5
 
 
 class ReferenceInpainter(nn.Module):
@@ -51,47 +43,6 @@ class ReferenceInpainter(nn.Module):
         return self.unet(x, timesteps, token, device)
 
 
-def _kept(path: Path, count: int, rows_of: Callable[[list[int]], dict[str, Tensor]]) -> dict[str, Tensor]:
-    """What rows_of makes of each 256 seeds, one after another, from the file if it is there."""
-    if path.exists():
-        return torch.load(path, weights_only=True)
-    first, end = SEEDS["inpaint"], SEEDS["inpaint"] + count
-    groups = [rows_of(list(range(start, min(start + 256, end)))) for start in range(first, end, 256)]
-    data = {name: torch.cat([group[name] for group in groups]) for name in groups[0]}
-    torch.save(data, path)
-    return data
-
-
-def _scenes(seeds: list[int]) -> Scenes:
-    return training_scenes(seeds, subject_share=SUBJECT_SHARE, empty_share=0.0)
-
-
-def holes(parts: Parts, device: str, seeds: list[int]) -> dict[str, Tensor]:
-    """Latent, latent of the picture with its hole, mask at latent size."""
-    scenes = _scenes(seeds)
-    image = render(scenes, device).image
-    grow = 1.0 + 0.5 * torch.rand(len(seeds), generator=torch.Generator().manual_seed(seeds[0]))
-    mask = place_masks(scenes, grow.view(-1, 1, 1)).to(device)
-    holed = torch.where(mask[..., None] > 0.5, GREY, image)
-    return {
-        "latent": parts.encode(image) * LATENT_SCALE,
-        "masked": parts.encode(holed) * LATENT_SCALE,
-        "mask": interpolate(mask[:, None], (16, 16), mode="bilinear").round().cpu(),
-    }
-
-
-def references(parts: Parts, device: str, seeds: list[int]) -> dict[str, Tensor]:
-    """Pooled states of the thing in its own picture and in another one, unless it is kept from that one's style."""
-    scenes = _scenes(seeds)
-    elsewhere = reference_scenes(scenes, seeds)
-    states = []
-    for shown in (render(scenes, device), render(elsewhere, device)):
-        crops = crop_boxes(shown.image, shown.boxes[:, 0], 1.15)
-        states.append(parts.picture_states(crops.permute(0, 2, 3, 1)).cpu())
-    own, other = states
-    return {"own": own, "other": torch.where(unseen_in(elsewhere.style, scenes)[:, None], own, other)}
-
-
 def train_inpaint(
     folder: Path,
     device: str,
@@ -101,11 +52,7 @@ def train_inpaint(
     rate: float | None = None,
 ) -> Run:
     parts = Parts(device)
-    made_of = {f"holes-{scenes}-{parts.latents_hash[:12]}": holes}
-    made_of[f"references-{scenes}-{parts.vision_hash[:12]}"] = references
-    data: dict[str, Tensor] = {}
-    for name, rows_of in made_of.items():
-        data |= _kept(folder / f"{name}.pt", scenes, partial(rows_of, parts, device))
+    data = reference_data(parts, folder, scenes, device)
     model = ReferenceInpainter()
     model.from_text_unet(load_part("unet"))
     basis = f"{parts.latents_hash} {parts.vision_hash}"

@@ -12,8 +12,11 @@ from .parts import Parts
 from .pictures import SEEDS, training_scenes, training_set
 from .run import Run
 from .schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_timesteps
+from .shown import OWN_SHARE, Telling, projection, shown_things
 
 BATCH = 48
+# Of them told by a picture instead of words.
+SHOWN = 16
 EMPTY_SHARE = 0.1
 CAPTIONS_A_SCENE = 3
 # Scenes have two things three times in ten; which word belongs to which is learned last, so training sees more of them.
@@ -45,6 +48,14 @@ class Denoiser(nn.Module):
 
     def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, device: str) -> Tensor:
         return self.net(x, timesteps, context, transformer_options=unet_options(device)).float()
+
+
+class TextUNet(Denoiser):
+    """With what makes tokens of a picture; the shipped UNet is without."""
+
+    def __init__(self) -> None:
+        super().__init__(4, seed=7)
+        self.shown = projection()
 
 
 def noised(clean: Tensor, generator: torch.Generator, alphas: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -87,10 +98,10 @@ def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[
     return result, captions, torch.cat(things)
 
 
-def draw_rows(two: Tensor, other: Tensor, generator: torch.Generator) -> Tensor:
-    """(BATCH,) rows of the training scenes, TWO_THINGS_SHARE of them from `two`."""
-    chosen = torch.rand(BATCH, generator=generator) < TWO_THINGS_SHARE
-    draws = torch.rand(BATCH, generator=generator)
+def draw_rows(two: Tensor, other: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) rows of the training scenes, TWO_THINGS_SHARE of them from `two`."""
+    chosen = torch.rand(count, generator=generator) < TWO_THINGS_SHARE
+    draws = torch.rand(count, generator=generator)
     return torch.where(chosen, two[(draws * len(two)).long()], other[(draws * len(other)).long()])
 
 
@@ -99,13 +110,17 @@ def train_unet(
     device: str,
     steps: int,
     scenes: int,
+    shown_scenes: int,
     warm_start: dict[str, Tensor] | None = None,
     rate: float | None = None,
 ) -> Run:
     parts = Parts(device)
     latents, captions, things = prepare_latents(parts, scenes, folder / f"latents-{parts.latents_hash[:12]}.pt", device)
     parts.remember(["", *(text for texts in captions for text in texts)])
-    model = Denoiser(4, seed=7).to(device)
+    things_shown, telling = shown_things(parts, folder, shown_scenes, device), Telling(parts)
+    model = TextUNet().to(device)
+    if warm_start is not None:
+        warm_start = {**model.state_dict(), **warm_start}
     basis = f"{parts.latents_hash} {parts.texts_hash}"
     run = Run("unet", folder, model, steps, rate or 8e-4, decay=0.998, warm_start=warm_start, basis=basis)
     alphas = alpha_bars()
@@ -113,16 +128,24 @@ def train_unet(
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(SEEDS["unet"] + index)
-        rows = draw_rows(two, other, generator)
-        copies = torch.randint(CAPTIONS_A_SCENE, (BATCH,), generator=generator)
-        silent = torch.rand(BATCH, generator=generator) < EMPTY_SHARE
+        worded = BATCH - SHOWN
+        rows = draw_rows(two, other, worded, generator)
+        copies = torch.randint(CAPTIONS_A_SCENE, (worded,), generator=generator)
+        silent = torch.rand(worded, generator=generator) < EMPTY_SHARE
         chosen = zip(rows.tolist(), copies.tolist(), silent.tolist(), strict=True)
         texts = ["" if empty else captions[copy][row] for row, copy, empty in chosen]
-        noisy, noise, timesteps, weight = noised(latents[rows].to(device), generator, alphas)
+        picked = torch.randint(len(things_shown["ids"]), (SHOWN,), generator=generator)
+        own = torch.rand(SHOWN, 1, generator=generator) < OWN_SHARE
+        seen = torch.where(own, things_shown["own"][picked], things_shown["other"][picked]).to(device)
+        clean = torch.cat([latents[rows], things_shown["latent"][picked]]).to(device)
+        noisy, noise, timesteps, weight = noised(clean, generator, alphas)
         with torch.autocast(device, torch.bfloat16):
-            predicted = model(noisy, timesteps, parts.text_states(texts), device)
+            told = telling.states(things_shown["ids"][picked].to(device), model.shown(seen))
+            context = torch.cat([parts.text_states(texts).to(device), told.float()])
+            predicted = model(noisy, timesteps, context, device)
         errors = (predicted - noise).square().mean((1, 2, 3))
-        return (errors * weight).mean(), {"eps_mse": errors.mean().item(), "weighted": (errors * weight).mean().item()}
+        figures = {"eps_mse": errors[:worded].mean().item(), "shown": errors[worded:].mean().item()}
+        return (errors * weight).mean(), {**figures, "weighted": (errors * weight).mean().item()}
 
     run.train(step)
     return run
