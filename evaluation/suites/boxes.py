@@ -243,7 +243,7 @@ CONTRASTS = tuple(
 SUITE = Suite(
     "boxes",
     seeds=64,
-    full_seeds=256,
+    full_seeds=128,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,

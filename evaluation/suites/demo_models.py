@@ -229,7 +229,7 @@ CLAIMS: tuple[Claim, ...] = (
 SUITE = Suite(
     "demo-models",
     seeds=128,
-    full_seeds=512,
+    full_seeds=256,
     run=run,
     claims=CLAIMS,
     columns=(

@@ -238,7 +238,7 @@ CONTRASTS = (
 SUITE = Suite(
     "saliency",
     seeds=96,
-    full_seeds=384,
+    full_seeds=128,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,

@@ -210,7 +210,7 @@ CONTRASTS = (
 SUITE = Suite(
     "spin",
     seeds=8,
-    full_seeds=64,
+    full_seeds=48,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,

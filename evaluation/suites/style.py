@@ -169,7 +169,7 @@ def _contrasts() -> tuple[tuple[str, str], ...]:
 SUITE = Suite(
     "style",
     seeds=32,
-    full_seeds=320,
+    full_seeds=256,
     run=run,
     claims=CLAIMS,
     contrasts=_contrasts(),

@@ -233,7 +233,7 @@ CONTRASTS = (
 SUITE = Suite(
     "text-paint",
     seeds=96,
-    full_seeds=512,
+    full_seeds=256,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,
