@@ -62,7 +62,7 @@ def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
         shutil.rmtree(folder, ignore_errors=True)
     seeds = range(first, first + count)
     records = Records(folder / "measured.jsonl", fingerprint(suite))
-    study = Study(suite.name, seeds, records, folder, full=options.full)
+    study = Study(suite.name, seeds, records, folder, full=options.full, tuning=options.tuning)
     print(f"{suite.name}: {count} seeds", file=sys.stderr, flush=True)
     suite.run(study)
     report_path, sheet_path = folder / "report.json", folder / "sheet.jpg"

@@ -22,7 +22,7 @@ class Study:
     """The seeds to measure, where measurements go, and the pictures to show.
 
     seeds: consecutive. shown: how many of them appear in the contact sheet, one row each. full: of the published size,
-    for suites that measure less of each seed in a short run.
+    for suites that measure less of each seed in a short run. tuning: on the seeds for choosing options.
     """
 
     name: str
@@ -31,6 +31,7 @@ class Study:
     folder: Path
     shown: int = 12
     full: bool = False
+    tuning: bool = False
     _began: float = field(default_factory=time.monotonic)
 
     def measure(self, unit: str, size: int, of_seeds: Callable[[list[int]], list[Measured]]) -> None:

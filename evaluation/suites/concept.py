@@ -17,7 +17,6 @@ from torch import Tensor
 
 from ...demo.judge import Judge, load_judge
 from ...demo.scenes import SIZE
-from ...demo.training.pictures import SEEDS
 from ...demo.weights import load_part, weights_path
 from ...host.concept_training import concept_at_steps
 from ...host.demo_world import DemoModels, load_demo_models
@@ -79,7 +78,7 @@ def run(study: Study) -> None:
     models = load_demo_models("text")
     options = choose(study, models, TUNING_SEEDS[:8])
     world = World(models, load_judge(weights_path("judge")), encode_texts(models.clip, [""]), options)
-    rows = rows_with(options, study.seeds[0] < SEEDS["held-out"])
+    rows = rows_with(options, study.tuning)
     study.measure("concepts", 1, partial(_measure, study, world, rows))
     study.measure("judge", TRUST, partial(judge_trust, models, world.judge))
 

@@ -21,7 +21,6 @@ from ...demo.judge import Judge, load_judge
 from ...demo.render import render
 from ...demo.scenes import SIZE
 from ...demo.subjects import SUITE_SUBJECTS
-from ...demo.training.pictures import SEEDS
 from ...demo.weights import weights_path
 from ...guidance.paste import paste_back
 from ...host.painting import PaintSettings, paint
@@ -65,14 +64,10 @@ STORAGE_SHARE = 0.05
 def run(study: Study) -> None:
     methods, judge = Methods(), load_judge(weights_path("judge"))
     study.measure("methods", 1, partial(_measure, study, methods, judge))
-    if _tunes(study):
+    if study.tuning:
         _say_best(study)
     else:
         study.measure("distance", len(study.seeds), partial(_distances, study))
-
-
-def _tunes(study: Study) -> bool:
-    return study.seeds[0] < SEEDS["held-out"]
 
 
 def _say_best(study: Study) -> None:
@@ -101,7 +96,7 @@ def _measure(study: Study, methods: Methods, judge: Judge, seeds: list[int]) -> 
             measured.append(Measured(f"{name}; mask {size}", seed, _means(scores, rows=rows)))
         study.show(seed, name, "", picture[0])
 
-    for name, prepare in (methods.tuned if _tunes(study) else methods.of)(places).items():
+    for name, prepare in (methods.tuned if study.tuning else methods.of)(places).items():
         ready = prepare()
         settings = PaintSettings(steps=STEPS, cfg=CFG, seed=seed, background="renoised", paste="none")
         painted = paint(
