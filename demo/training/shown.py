@@ -54,17 +54,19 @@ class Telling:
 
 
 def shown_things(parts: Parts, folder: Path, count: int, device: str) -> dict[str, Tensor]:
-    """Scenes of one thing, named or not: latent, own and other as for the inpainting model, ids (n, 77)."""
+    """Scenes of one thing: latent, mask, own and other as for the inpainting model, ids (n, 77), unnamed (n,) bool."""
     data = reference_data(parts, folder, count, device)
     words = " ".join([PLACEHOLDER] * TOKENS)
-    texts, kept = [], []
+    texts, kept, unnameable = [], [], []
     for first in range(0, count, 256):
         scenes = scenes_of(first, min(first + 256, count))
         kept.append(scenes.count == 1)
+        unnameable.append(scenes.shape[:, 0] < 0)
         unnamed = torch.full_like(scenes.shape, -1)
         unnamed = replace(scenes, shape=unnamed, colour=unnamed, surface=unnamed)
         wording = uniform_draws(scenes.seed, 1, 9)[:, 0].tolist()
         texts += [caption(unnamed, row, wording=draw) for row, draw in enumerate(wording)]
     single = torch.cat(kept)
     ids = token_ids([text.replace("thing", words) for text in texts])
-    return {**{name: data[name][single] for name in ("latent", "own", "other")}, "ids": ids[single]}
+    rows = {name: data[name] for name in ("latent", "mask", "own", "other")}
+    return {name: value[single] for name, value in {**rows, "ids": ids, "unnamed": torch.cat(unnameable)}.items()}

@@ -15,8 +15,10 @@ from .schedule import LATENT_SCALE, alpha_bars, min_snr_weight, stratified_times
 from .shown import OWN_SHARE, Telling, projection, shown_things
 
 BATCH = 48
-# Of them told by a picture instead of words.
-SHOWN = 16
+# Of them told by a picture instead of words, and how many of those show what has no name.
+SHOWN, UNNAMED_SHARE = 16, 0.8
+# What a picture tells is of the thing: its place weighs more there.
+THING_WEIGHT = 3.0
 EMPTY_SHARE = 0.1
 CAPTIONS_A_SCENE = 3
 # Scenes have two things three times in ten; which word belongs to which is learned last, so training sees more of them.
@@ -98,11 +100,11 @@ def prepare_latents(parts: Parts, count: int, path: Path, device: str) -> tuple[
     return result, captions, torch.cat(things)
 
 
-def draw_rows(two: Tensor, other: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """(count,) rows of the training scenes, TWO_THINGS_SHARE of them from `two`."""
-    chosen = torch.rand(count, generator=generator) < TWO_THINGS_SHARE
+def draw_rows(some: Tensor, others: Tensor, share: float, count: int, generator: torch.Generator) -> Tensor:
+    """(count,) rows of the training scenes, a share of them from `some`."""
+    chosen = torch.rand(count, generator=generator) < share
     draws = torch.rand(count, generator=generator)
-    return torch.where(chosen, two[(draws * len(two)).long()], other[(draws * len(other)).long()])
+    return torch.where(chosen, some[(draws * len(some)).long()], others[(draws * len(others)).long()])
 
 
 def train_unet(
@@ -124,17 +126,18 @@ def train_unet(
     basis = f"{parts.latents_hash} {parts.texts_hash}"
     run = Run("unet", folder, model, steps, rate or 8e-4, decay=0.998, warm_start=warm_start, basis=basis)
     alphas = alpha_bars()
+    named, unnamed = ((things_shown["unnamed"] == kind).nonzero()[:, 0] for kind in (False, True))
     two, other = (things == 2).nonzero()[:, 0], (things != 2).nonzero()[:, 0]
 
     def step(index: int) -> tuple[Tensor, dict[str, float]]:
         generator = torch.Generator().manual_seed(SEEDS["unet"] + index)
         worded = BATCH - SHOWN
-        rows = draw_rows(two, other, worded, generator)
+        rows = draw_rows(two, other, TWO_THINGS_SHARE, worded, generator)
         copies = torch.randint(CAPTIONS_A_SCENE, (worded,), generator=generator)
         silent = torch.rand(worded, generator=generator) < EMPTY_SHARE
         chosen = zip(rows.tolist(), copies.tolist(), silent.tolist(), strict=True)
         texts = ["" if empty else captions[copy][row] for row, copy, empty in chosen]
-        picked = torch.randint(len(things_shown["ids"]), (SHOWN,), generator=generator)
+        picked = draw_rows(unnamed, named, UNNAMED_SHARE, SHOWN, generator)
         own = torch.rand(SHOWN, 1, generator=generator) < OWN_SHARE
         seen = torch.where(own, things_shown["own"][picked], things_shown["other"][picked]).to(device)
         clean = torch.cat([latents[rows], things_shown["latent"][picked]]).to(device)
@@ -143,7 +146,9 @@ def train_unet(
             told = telling.states(things_shown["ids"][picked].to(device), model.shown(seen))
             context = torch.cat([parts.text_states(texts).to(device), told.float()])
             predicted = model(noisy, timesteps, context, device)
-        errors = (predicted - noise).square().mean((1, 2, 3))
+        focus = torch.ones(len(clean), 1, *clean.shape[2:], device=device)
+        focus[worded:] += (THING_WEIGHT - 1) * things_shown["mask"][picked].to(device)
+        errors = ((predicted - noise).square() * focus).mean((1, 2, 3)) / focus.mean((1, 2, 3))
         figures = {"eps_mse": errors[:worded].mean().item(), "shown": errors[worded:].mean().item()}
         return (errors * weight).mean(), {**figures, "weighted": (errors * weight).mean().item()}
 
