@@ -1,0 +1,85 @@
+"""Learning a concept refuses what it cannot learn from in one sentence, and writes nothing."""
+
+import re
+
+import comfy.model_patcher
+import comfy.supported_models
+import pytest
+import torch
+from inlay.host import concept_loop
+from inlay.host import demo_models as build
+from inlay.host.embedding_files import embedding_name
+
+from .train_concept_setup import HEIGHT, PAIR, WIDTH, fixture_folder, fixture_learn, fixture_short_samples  # noqa: F401
+
+REFUSED = {
+    "There is no reference image": {"images": PAIR[:0]},
+    "has no salient part": {"threshold": 9.0},
+    "has no salient part above the threshold 8": {"threshold": 8.0, "mask_source": "attention to the border"},
+    "The VAE turned the picture into values": {"images": PAIR * float("nan")},
+    "too small for this VAE": {"images": PAIR[:, :6, :6]},
+    "learning rate is 0": {"learning_rate": 0.0},
+    "The mask excludes everything": {"masks": torch.zeros(1, HEIGHT, WIDTH)},
+    "Mask 2 of 2 excludes everything": {"images": PAIR, "masks": torch.eye(2)[:, :1, None].expand(-1, HEIGHT, WIDTH)},
+    "3 masks for 2 pictures": {"images": PAIR, "masks": torch.ones(3, HEIGHT, WIDTH)},
+    "mask source is masks": {"mask_source": "masks"},
+    "holds parts of a path": {"name": "../cat"},
+    "cannot be written": {"name": "my cat"},
+    "76 tokens": {"tokens": 76},
+}
+
+
+@pytest.mark.parametrize("words", REFUSED)
+def test_bad_input_is_one_sentence_before_the_first_step(learn, folder, monkeypatch, words):
+    monkeypatch.setattr(concept_loop.ConceptLoop, "run", lambda _: pytest.fail("it ran"))
+    with pytest.raises(ValueError, match=words) as error:
+        learn(**REFUSED[words])
+    assert len(re.findall(r"\. [A-Z]", str(error.value))) <= 1
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_an_encoder_of_another_family(learn, tiny):
+    unet = build.build_model(build.build_unet(4, seed=1).state_dict())
+    unet.model.model_config.unet_config["context_dim"] = 768
+    with pytest.raises(ValueError, match="128 values .* takes 768: they are of different families"):
+        learn(model=unet)
+
+
+def test_models_that_learn_no_concept(learn, folder):
+    from .test_region_pixart import build as build_pixart
+
+    config = comfy.supported_models.SD3(
+        {"in_channels": 16, "depth": 1, "input_size": 8, "num_patches": 16, "adm_in_channels": 16}
+    )
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    joint = comfy.model_patcher.ModelPatcher(config.get_model({}, device=cpu), load_device=cpu, offload_device=cpu)
+    advice = "for learning a concept.* Use an SD1.x, SD2.x or SDXL model.$"
+    for model, words in ((joint, "SD3 has no separate cross-attention"), (build_pixart(), "PixArt's blocks take no")):
+        with pytest.raises(ValueError, match=f"{words} .*{advice}"):
+            learn(model=model)
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_a_loss_that_is_not_a_number_writes_nothing(learn, folder, monkeypatch):
+    monkeypatch.setattr(concept_loop, "objective_loss", lambda *args: args[1].denoised.sum() * float("nan"))
+    with pytest.raises(ValueError, match="loss is not a number in step 1"):
+        learn()
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_names(folder):
+    (folder / "embeddings").mkdir()
+    for taken in ("cat.safetensors", "cat-2.pt", "dog.bin"):
+        (folder / "embeddings" / taken).touch()
+    assert embedding_name("cat", "number") == "cat-3"
+    assert embedding_name("cat.safetensors", "overwrite") == "cat"
+    assert embedding_name("bird", "error") == "bird"
+    with pytest.raises(ValueError, match='concept "dog" already'):
+        embedding_name("dog", "error")
+    for path in ("a/b", "..", "a\\b", "/etc/passwd", "..\\cat", "../../cat"):
+        with pytest.raises(ValueError, match="path"):
+            embedding_name(path, "overwrite")
+    for word in ("", " ", "a b", "a,b", "(cat:1.2)", "a<b", "[x]", ".hidden", "cat.", "con", "nul.x", "C:cat", "a\nb"):
+        with pytest.raises(ValueError, match="cannot be written"):
+            embedding_name(word, "overwrite")

@@ -1,0 +1,82 @@
+"""A learned concept's files: what a stock prompt loads, the same for the same seed, resumed after a cancel."""
+
+import logging
+from pathlib import Path
+
+import comfy.model_management
+import comfy.sd1_clip
+import comfy.utils
+import pytest
+import torch
+from inlay.host import concept_loop
+from inlay.host import demo_models as build
+
+from .train_concept_setup import PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
+
+
+def test_a_stock_prompt_loads_the_file_without_a_word_and_gives_the_conditioning(learn, tiny, folder, caplog):
+    learned = learn("my-cat")
+    assert learned.prompt == "embedding:my-cat"
+    stock = build.build_text_encoder(
+        tiny.clip.cond_stage_model.clip_l.transformer.state_dict(), [str(folder / "embeddings")]
+    )
+    with caplog.at_level(logging.WARNING), torch.no_grad():
+        caplog.clear()
+        from nodes import CLIPTextEncode
+
+        ((text, extra),) = CLIPTextEncode().encode(stock, learned.prompt)[0]
+    assert caplog.records == []
+    assert torch.equal(text, learned.conditioning[0][0])
+    assert torch.equal(extra["pooled_output"], learned.conditioning[0][1]["pooled_output"])
+    loaded = comfy.sd1_clip.load_embed("my-cat", [str(folder / "embeddings")], 128, "clip_l")
+    assert torch.equal(loaded, saved(learned)["clip_l"])
+
+
+def test_the_same_seed_is_the_same_file_and_another_is_not(learn):
+    first, again, other = (learn("cat", seed=seed) for seed in (1, 1, 2))
+    assert [one.prompt for one in (first, again, other)] == ["embedding:cat", "embedding:cat-2", "embedding:cat-3"]
+    assert Path(first.path).read_bytes() == Path(again.path).read_bytes()
+    assert Path(first.path).read_bytes() != Path(other.path).read_bytes()
+
+
+def interrupt_in(monkeypatch, step):
+    """Presses Cancel in the first part of that step; the second one is the first to notice."""
+    plain = concept_loop.draw_example
+
+    def draw(seed, number, part, *rest):
+        if (number, part) == (step, 0):
+            comfy.model_management.interrupt_current_processing()
+        return plain(seed, number, part, *rest)
+
+    monkeypatch.setattr(concept_loop, "draw_example", draw)
+    return lambda: monkeypatch.setattr(concept_loop, "draw_example", plain)
+
+
+def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_one(learn, folder, monkeypatch):
+    settings = {"steps": 3, "accumulation": 2, "at_once": 1, "images": PAIR}
+    whole = learn("whole", **settings)
+    release = interrupt_in(monkeypatch, 1)
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **_: shown.append(args), raising=False)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        learn("half", **settings)
+    release()
+    checkpoint = folder / "output" / "inlay" / "half.checkpoint.safetensors"
+    assert checkpoint.is_file() and not list((folder / "embeddings").glob("half*"))
+    assert shown and shown[-1][2] is not None
+    assert len(comfy.utils.load_torch_file(str(checkpoint))["losses"]) == 1
+    resumed = learn("half", **settings)
+    assert resumed.losses == whole.losses
+    assert torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
+    assert torch.equal(resumed.mask, whole.mask)
+    assert not checkpoint.exists()
+    assert not list(folder.rglob("*.part"))
+
+
+def test_a_checkpoint_of_other_settings_is_not_resumed(learn, monkeypatch):
+    release = interrupt_in(monkeypatch, 0)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        learn("half", seed=5, accumulation=2, at_once=1)
+    release()
+    other, fresh = (learn(name, seed=6, accumulation=2) for name in ("half", "fresh"))
+    assert torch.equal(saved(other)["clip_l"], saved(fresh)["clip_l"])
