@@ -1,9 +1,6 @@
-"""The background sampler on the real host: exact outside, at the right level, composable."""
-
-from dataclasses import replace
+"""The background sampler on the real host: exact outside, as the host's own mask, composable."""
 
 import comfy.model_management
-import comfy.model_sampling
 import comfy.sample
 import comfy.samplers
 import pytest
@@ -11,58 +8,9 @@ import torch
 from comfy.k_diffusion import sampling
 from inlay.guidance.noise import CandidateNoise
 from inlay.host.background_sampler import BACKGROUNDS, background_sampler
-from inlay.host.inversion import invert_latent
 from inlay.nodes.sampler import BackgroundSampler
 
-LEVELS = torch.tensor([14.6146, 3.0, 0.8, 0.0])
-SIZE = (16, 18)
-
-
-@pytest.fixture(scope="module")
-def latent():
-    return 5 * torch.randn(1, 4, *SIZE, generator=torch.Generator().manual_seed(1))
-
-
-@pytest.fixture(scope="module")
-def mask():
-    mask = torch.zeros(1, 128, 144)
-    mask[:, 32:96, 40:104] = 1
-    return mask
-
-
-@pytest.fixture(scope="module")
-def cells(mask):
-    return mask[:, None, ::8, ::8]
-
-
-@pytest.fixture(scope="module")
-def trajectory(tiny, encode, latent):
-    # Other levels than those sampled: matched by sigma, never by index.
-    return invert_latent(tiny.model, latent, 128, 144, positive=encode(""), steps=5)[0]
-
-
-@pytest.fixture
-def paint(tiny, encode, latent):
-    def run(sampler, model=None, batch=1, levels=LEVELS, noise=None, noise_mask=None, seed=0, start=latent, cfg=3.0):
-        start = start.expand(batch, -1, -1, -1).clone()
-        noise = comfy.sample.prepare_noise(start, seed) if noise is None else noise
-        texts = encode("a red star on a beach"), encode("")
-        options = {"noise_mask": noise_mask, "disable_pbar": True, "seed": seed}
-        return comfy.sample.sample_custom(model or tiny.model, noise, cfg, sampler, levels, *texts, start, **options)
-
-    return run
-
-
-def recorded(model, seen):
-    """The model's inputs by level, as seen by another pack's wrapper."""
-
-    def wrapper(apply, args):
-        seen.append((float(args["timestep"][0]), args["input"][: len(args["input"]) // len(args["cond_or_uncond"])]))
-        return apply(args["input"], args["timestep"], **args["c"])
-
-    spied = model.clone()
-    spied.set_model_unet_function_wrapper(wrapper)
-    return spied
+from .background_sampler_setup import fixture_cells, fixture_latent, fixture_mask, fixture_paint, fixture_trajectory  # noqa: F401
 
 
 @pytest.mark.parametrize("background", ["inverted", "renoised", "fixed"])
@@ -110,55 +58,6 @@ def test_fixed_is_the_stock_mask(paint, latent, mask, cells, soft, method):
     assert torch.equal(paint(sampler, noise_mask=weight * cells), stock)
 
 
-def test_fixed_works_where_the_sampler_adds_no_noise(tiny, paint, latent, mask, cells):
-    seen = []
-    sampler = background_sampler("fixed", latent, mask)
-    paint(sampler, model=recorded(tiny.model, seen), noise=torch.zeros_like(latent))
-    outside = (cells == 0).expand_as(latent)
-    noise = (seen[0][1] - latent * 0.18215)[outside] / LEVELS[0]
-    assert 0.9 < noise.std() < 1.1
-
-
-def test_the_model_sees_the_background_of_its_own_level(tiny, paint, latent, mask, cells, trajectory):
-    outside = (cells == 0).expand_as(latent)
-    for host in (None, comfy.samplers.sampler_object("heun")):
-        seen = []
-        paint(background_sampler("inverted", latent, mask, trajectory, host), model=recorded(tiny.model, seen))
-        assert len(seen) == (3 if host is None else 5)
-        for sigma, x in seen:
-            assert torch.equal(x[outside], trajectory.at(sigma)[outside])
-
-
-def test_the_official_off_by_one_can_be_had_for_comparison(tiny, paint, latent, mask, cells, trajectory):
-    outside, seen = (cells == 0).expand_as(latent), []
-    sampler = background_sampler("inverted", latent, mask, trajectory, level_offset=1)
-    ours = paint(sampler, model=recorded(tiny.model, seen))
-    for (_, x), late in zip(seen[1:], LEVELS.tolist(), strict=False):
-        assert torch.equal(x[outside], trajectory.at(late)[outside])
-    assert torch.equal(ours[outside], (latent * 0.18215 / 0.18215)[outside])
-    # The fixed background has one noise, at whichever level.
-    seen = []
-    paint(background_sampler("fixed", latent, mask, level_offset=1), model=recorded(tiny.model, seen))
-    clean = latent * 0.18215
-    noises = [((x - clean) / late)[outside] for (_, x), late in zip(seen[1:], LEVELS.tolist(), strict=False)]
-    assert noises[0].std() > 0.5
-    torch.testing.assert_close(noises[0], noises[1], rtol=1e-3, atol=1e-3)
-
-
-def test_partial_denoise_starts_in_the_middle_of_the_path(tiny, paint, latent, mask, cells, trajectory):
-    outside, seen = (cells == 0).expand_as(latent), []
-    paint(background_sampler("inverted", latent, mask, trajectory), recorded(tiny.model, seen), levels=LEVELS[1:])
-    assert torch.equal(seen[0][1][outside], trajectory.at(3.0)[outside])
-    inside = latent * 0.18215 + 3.0 * comfy.sample.prepare_noise(latent, 0)
-    torch.testing.assert_close(seen[0][1][~outside], inside[~outside])
-
-
-def test_a_run_that_stops_early_holds_the_background_of_its_last_level(paint, latent, mask, cells, trajectory):
-    outside = (cells == 0).expand_as(latent)
-    ours = paint(background_sampler("inverted", latent, mask, trajectory), levels=LEVELS[:3])
-    torch.testing.assert_close(ours[outside] * 0.18215, trajectory.at(0.8)[outside])
-
-
 @pytest.mark.parametrize("method", ["ddim", "ddpm"])
 def test_candidates_do_not_depend_on_their_batch(tiny, encode, paint, latent, mask, method):
     whole = comfy.sample.prepare_noise(latent.expand(3, -1, -1, -1), 5)
@@ -202,23 +101,6 @@ def test_the_latents_own_mask_narrows_ours(paint, latent, mask, cells, trajector
     assert torch.equal(ours[outside], (latent * 0.18215 / 0.18215)[outside])
 
 
-def test_another_packs_mask_function_is_followed(tiny, paint, latent, mask, trajectory):
-    """Differential diffusion asks for a mask by level."""
-    seen, asked = [], []
-
-    def halve(sigma, denoise_mask, extra_options):
-        asked.append(float(sigma[0]))
-        assert extra_options["sigmas"] is not None and extra_options["model"].inner_model is not None
-        return (denoise_mask >= 0.5).to(denoise_mask)
-
-    model = recorded(tiny.model, seen)
-    model.set_model_denoise_mask_function(halve)
-    paint(background_sampler("inverted", latent, torch.full((1, 128, 144), 0.4), trajectory), model=model)
-    for sigma, x in seen:
-        assert torch.equal(x, trajectory.at(sigma))
-    assert asked == pytest.approx([14.6146, 3.0, 0.8, 0.8])
-
-
 def test_nine_channels_keep_their_own_picture_and_mask(tiny, encode, paint, latent, mask, cells):
     seen = []
 
@@ -255,51 +137,6 @@ def test_cancel_in_the_middle_leaves_the_model_as_it_was(tiny, sample, paint, la
         paint(background_sampler("inverted", latent, mask, trajectory))
     monkeypatch.undo()
     assert torch.equal(sample(tiny.model), before)
-
-
-def test_what_does_not_fit_is_refused_at_once(latent, mask, trajectory):
-    euler = comfy.samplers.sampler_object("euler")
-    for words, arguments in {
-        "needs a trajectory": ("inverted", latent, mask),
-        "not numbers": ("renoised", latent * float("nan"), mask),
-        "Repeats need": ("renoised", latent, mask, None, euler, "ddim", 0.0, 2),
-        "no steps that Inlay": ("renoised", latent, mask, None, comfy.samplers.Sampler()),
-        "144 x 128 pixels .latent 18 x 16., but the latent here is 18 x 17": (
-            *("inverted", torch.zeros(1, 4, 17, 18), mask, trajectory),
-        ),
-        "same aspect": ("renoised", latent, torch.ones(1, 128, 200)),
-    }.items():
-        with pytest.raises(ValueError, match=words):
-            background_sampler(*arguments)
-
-
-def test_what_does_not_fit_the_model_is_refused_before_the_first_step(tiny, paint, latent, mask, trajectory):
-    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
-    flow = tiny.model.clone()
-    flow.add_object_patch("model_sampling", Flow())
-    renoised, two = background_sampler("renoised", latent, mask), latent.expand(2, -1, -1, -1)
-    for words, sampler, options in [
-        ("flow matching", renoised, {"model": flow}),
-        ("predicts v", background_sampler("inverted", latent, mask, trajectory), {"model": tiny.v_model}),
-        ("another model", background_sampler("inverted", latent, mask, replace(trajectory, model_id="x")), {}),
-        ("of 18 x 16, but the sampler works on 10 x 8", renoised, {"start": latent[..., :8, :10]}),
-        ("2 pictures and the sampler 3", background_sampler("renoised", two, mask), {"batch": 3}),
-    ]:
-        with pytest.raises(ValueError, match=words):
-            paint(sampler, **options)
-
-
-def test_fixed_and_none_work_on_flow_models(tiny, paint, latent, mask):
-    class Flow(comfy.model_sampling.ModelSamplingDiscreteFlow, comfy.model_sampling.CONST):
-        pass
-
-    flow = tiny.model.clone()
-    flow.add_object_patch("model_sampling", Flow())
-    levels = torch.tensor([1.0, 0.5, 0.0])
-    for background in ("fixed", "none"):
-        assert torch.isfinite(paint(background_sampler(background, latent, mask), model=flow, levels=levels)).all()
 
 
 def test_the_node_takes_the_hosts_latent(paint, latent, mask, trajectory):
