@@ -46,9 +46,9 @@ AfterStep = Callable[[int, Vectors], None]
 class Material:
     """What a concept is learned from. Views are the pictures as they are and, with flips, mirrored.
 
-    conditioning: of the first vectors. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode returns them.
-    masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1], padded as for
-    the VAE, for a term that looks at them. layers: those S is read from. reading: how, of READINGS.
+    conditioning: of the first vectors in the template. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode
+    returns them. masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1],
+    padded as for the VAE, for a term that looks at them. layers: those S is read from. reading: how, of READINGS.
     """
 
     model: ModelPatcher
@@ -180,7 +180,9 @@ class ConceptLoop:
         sigma = self.sampling.sigma(timesteps).to(self.device, torch.float32)
         noise = torch.cat([draw.noise for draw in draws]).to(self.device)
         noised = self.sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, clean)
-        denoised = self._denoise(texts, noised, sigma)
+        told = enumerate(chosen, self.training.done * count + parts.start)
+        lines = [self.material.text.line_of(picture, pictures, example) for example, picture in told]
+        denoised = self._denoise([text[lines] for text in texts], noised, sigma)
         if not denoised.requires_grad:
             raise ValueError("A patch on the model lets no gradient through it. Remove that patch to learn a concept.")
         return objective_loss(
@@ -226,7 +228,7 @@ class ConceptLoop:
         """A picture of the concept, in the sampler's space."""
         self.seen.clear()
         given, empty = (
-            [text for text in self.material.text.encode(vectors) if text is not None]
+            [text[:1] for text in self.material.text.encode(vectors) if text is not None]
             for vectors in (self.training.vectors, None)
         )
 

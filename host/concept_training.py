@@ -16,7 +16,7 @@ from ..training.objectives import OBJECTIVES
 from .cancelled import keep_pictures
 from .concept_checkpoint import ConceptCheckpoint
 from .concept_loop import AfterStep, ConceptLoop, Material
-from .concept_text import ConceptText
+from .concept_text import CONCEPT, ConceptText
 from .embedding_files import embedding_name, save_embedding
 from .gradients import ordinary
 from .models import prediction_kind
@@ -54,14 +54,16 @@ def learn_concept(
     settings: ConceptSettings | None = None,
     if_exists: str = "number",
     masks: Tensor | None = None,
+    sentence: str = CONCEPT,
 ) -> LearnedConcept:
     """Trains the vectors of one concept and saves them under the name.
 
     images: (P, H, W, 3) in [0, 1]. masks: (P or 1, H, W), 1 on the subject. if_exists: of embedding_files.IF_EXISTS.
-    Raises ValueError with what to do for bad input, before the first step. On cancel a checkpoint is written and shown,
-    and the host's interrupt goes on; the same call continues there, with the result that one run would have had.
+    sentence: what the CONDITIONING returned says, `{}` for the concept. Raises ValueError with what to do for bad
+    input, before the first step. On cancel a checkpoint is written and shown, and the host's interrupt goes on; the
+    same call continues there, with the result that one run would have had.
     """
-    job = _Job(model, clip, vae, images, name, settings or ConceptSettings(), if_exists, masks)
+    job = _Job(model, clip, vae, images, name, settings or ConceptSettings(), if_exists, masks, sentence)
     return job.run()
 
 
@@ -73,9 +75,10 @@ def concept_at_steps(
     settings: ConceptSettings,
     steps: Collection[int],
     masks: Tensor | None = None,
+    sentence: str = CONCEPT,
 ) -> dict[int, list]:
-    """The CONDITIONING that the concept has after each of these steps of one training, 0 for the start; no file."""
-    job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "overwrite", masks)
+    """The CONDITIONING of the sentence after each of these steps of one training, 0 for the start; no file."""
+    job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "overwrite", masks, sentence)
     kept: dict[int, Vectors] = {}
 
     def keep(step: int, vectors: Vectors) -> None:
@@ -84,7 +87,7 @@ def concept_at_steps(
 
     keep(0, job.training.vectors)
     job.loop(keep).run(sampled=False)
-    return {step: job.material.text.conditioning(vectors) for step, vectors in kept.items()}
+    return {step: job.material.text.conditioning(vectors, job.sentence) for step, vectors in kept.items()}
 
 
 class _Job:
@@ -98,6 +101,7 @@ class _Job:
         settings: ConceptSettings,
         if_exists: str,
         masks: Tensor | None,
+        sentence: str,
     ) -> None:
         if images is None or len(images) == 0:
             raise ValueError("There is no reference image. Connect at least one picture of the subject.")
@@ -106,12 +110,14 @@ class _Job:
         self.settings, self.vae = settings, vae
         self.name = embedding_name(name, if_exists)
         objective = OBJECTIVES[settings.objective]
-        text = ConceptText(clip)
+        text = ConceptText(clip, settings.template)
         with torch.inference_mode(False):
             images = ordinary(images)[..., :3].float().cpu()
             start = text.start(objective.tokens or settings.tokens, settings.init_word, settings.seed)
             rate = settings.learning_rate * (settings.accumulation if settings.scale_lr else 1)
             self.training = ConceptTraining(start, rate, settings.accumulation)
+        self.sentence = text.sentence(sentence)
+        text.require_room(len(next(iter(start.values()))), self.sentence)
         conditioning = text.conditioning(start)
         _require_same_width(model, conditioning)
         masks = _given_masks(masks, images, settings) if objective.extra == "focus" else None
@@ -158,7 +164,7 @@ class _Job:
         return LearnedConcept(
             f"embedding:{self.name}",
             path,
-            self.material.text.conditioning(vectors),
+            self.material.text.conditioning(vectors, self.sentence),
             loop.used_mask(),
             list(self.training.losses),
             loop.panel(picture),

@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.attention_layers import LAYERS
+from ..host.concept_text import CONCEPT
 from ..host.concept_training import MASK_SOURCES, PRECISIONS, learn_concept
 from ..host.embedding_files import IF_EXISTS
 from ..training.concept import ConceptSettings
@@ -43,6 +44,20 @@ class TrainConcept(io.ComfyNode):
                     "init_word",
                     default="",
                     tooltip="A word or two for what it is, to start from. Empty: the average of all words.",
+                ),
+                io.String.Input(
+                    "template",
+                    default=CONCEPT,
+                    multiline=True,
+                    optional=True,
+                    tooltip="What your pictures show, {} for the thing: a photo of {} on a beach. What it names need "
+                    "not be learned with the thing. One line for all, or one per picture.",
+                ),
+                io.String.Input(
+                    "sentence",
+                    default=CONCEPT,
+                    optional=True,
+                    tooltip="What the conditioning returned says, {} for the thing: an oil painting of {} in the snow.",
                 ),
                 io.Int.Input("steps", default=200, min=1, max=100000, tooltip="Updates."),
                 io.Float.Input(
@@ -192,7 +207,7 @@ class TrainConcept(io.ComfyNode):
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="conditioning",
-                    tooltip="The word alone, encoded, ready to paint with.",
+                    tooltip="The sentence, encoded, ready to paint with.",
                 ),
                 io.Mask.Output(
                     "mask",
@@ -211,8 +226,11 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, clip, vae, images, name, if_exists, masks=None, **settings) -> io.NodeOutput:
-        learned = learn_concept(model, clip, vae, images, name, ConceptSettings(**settings), if_exists, masks)
+    def execute(
+        cls, model, clip, vae, images, name, if_exists, masks=None, sentence=CONCEPT, **settings
+    ) -> io.NodeOutput:
+        settings = ConceptSettings(**settings)
+        learned = learn_concept(model, clip, vae, images, name, settings, if_exists, masks, sentence)
         loss_map = {"loss": learned.losses}
         return io.NodeOutput(learned.prompt, learned.conditioning, learned.mask, loss_map, learned.preview)
 

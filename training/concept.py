@@ -62,14 +62,16 @@ def initial_vectors(table: Tensor, tokens: int, word: Tensor | None, generator: 
 
 @dataclass(frozen=True)
 class ConceptSettings:
-    """objective: of OBJECTIVES. weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus.
-    threshold: gamma. mask_source: of MASK_SOURCES; auto takes masks where there are some. precision: of the UNet.
-    at_once: examples in one forward, 0 for as many of a step's as fit. preview_every: steps, 0 for none.
+    """objective: of OBJECTIVES. template: the text it is learned in, {} for the concept, one line or one a picture.
+    weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus. threshold: gamma. mask_source: of
+    MASK_SOURCES; auto takes masks where there are some. precision: of the UNet. at_once: examples in one
+    forward, 0 for as many of a step's as fit. preview_every: steps, 0 for none.
     """
 
     objective: str = "saliency focus"
     tokens: int = 6
     init_word: str = ""
+    template: str = "{}"
     steps: int = 200
     learning_rate: float = 5e-4
     accumulation: int = 4
