@@ -21,6 +21,10 @@ from .vocabulary import (
 PENCIL = STYLES.index("pencil")
 
 
+# What a caption calls a thing of which it names nothing.
+UNNAMED = "a thing"
+
+
 @dataclass(frozen=True)
 class Named:
     """Which attributes a caption names. style, background: bool; shape, colour, surface: a bool for each object."""
@@ -56,6 +60,12 @@ def caption(scenes: Scenes, row: int, named: Named = Named(), wording: float = 0
         options = PLACE_PHRASES[BACKGROUNDS[int(scenes.background[row])]]
         parts.append(options[int((wording * 7 % 1) * len(options))])
     return " ".join(parts)
+
+
+def told_around(scenes: Scenes, row: int, thing: str) -> str:
+    """The style and the place of a scene with one thing, and other words for the thing."""
+    nothing = (False, False)
+    return caption(scenes, row, Named(shape=nothing, colour=nothing, surface=nothing)).replace(UNNAMED, thing)
 
 
 def full_captions(scenes: Scenes) -> list[str]:

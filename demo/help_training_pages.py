@@ -48,6 +48,7 @@ def train_concept(world: World) -> list[Row]:
         "InlayTrainConcept",
         **{"model": world.model, "clip": world.clip, "vae": world.vae, "images": job[2], "masks": job[3]},
         **{"name": "help-page", "if_exists": "overwrite", "init_word": "thing"},
+        **{"template": "an oil painting of {} on a brick wall", "learning_rate": 5e-3},
     )
     pictures = world.draw([f"a photo of {prompt} on a meadow", f"a cartoon of {prompt} on a beach"])
     names = ("painted with it", "in another style")

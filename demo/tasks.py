@@ -65,9 +65,14 @@ def reference_pictures(wanted: Scenes, seeds: Sequence[int]) -> Pictures:
     return render(reference_scenes(wanted, seeds))
 
 
+def photo_scenes(wanted: Scenes, seed: int, count: int) -> list[Scenes]:
+    """Scenes with one scene's wanted thing elsewhere; the first is the task's reference."""
+    return [reference_scenes(wanted, [seed + number * _NEXT_PHOTO]) for number in range(count)]
+
+
 def draw_photos(wanted: Scenes, seed: int, count: int) -> tuple[Tensor, Tensor]:
-    """Pictures (count, H, W, 3) of one scene's wanted thing and its true masks; the first is the task's reference."""
-    photos = [reference_pictures(wanted, [seed + number * _NEXT_PHOTO]) for number in range(count)]
+    """Pictures (count, H, W, 3) of `photo_scenes` and the thing's true masks."""
+    photos = [render(scene) for scene in photo_scenes(wanted, seed, count)]
     return torch.cat([photo.image for photo in photos]), torch.cat([photo.masks[:, 0] for photo in photos])
 
 

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..demo.scenes import SIZE
 from ..demo.weights import load_part
+from ..host.concept_text import SLOT
 from ..host.concept_training import learn_concept
 from ..host.demo_models import build_model
 from ..host.demo_world import DemoModels, load_demo_models
@@ -152,7 +153,7 @@ class Methods:
         began = time.perf_counter()
         settings = ConceptSettings(
             steps=TRAIN_STEPS, learning_rate=CONCEPT_RATE, init_word="thing", seed=places.seed, preview_every=0,
-            resume=False,
+            resume=False, template="\n".join(places.taught(SLOT)),
         )  # fmt: skip
         models, photos = self.text, places.photos
         learned = learn_concept(
@@ -160,7 +161,7 @@ class Methods:
         )
         seconds, file = time.perf_counter() - began, os.path.getsize(learned.path)
         count = settings.tokens * learned.conditioning[0][0].shape[-1]
-        texts = places.asked(f"a {learned.prompt}")
+        texts = places.asked(learned.prompt)
         return self._asked(models.model, texts, seconds=seconds, file=file, parameters=count)
 
     def _teller(self) -> Teller:

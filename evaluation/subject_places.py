@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..demo.captions import caption
+from ..demo.captions import UNNAMED, caption
 from ..demo.render import Pictures, mask_boxes, render
 from ..demo.scenes import SIZE, Scenes, uniform_draws
 from ..demo.subjects import scenes_with_subjects
@@ -16,7 +16,7 @@ from .subjects import subject_of
 MASKS = (1.0, 1.5, 2.0)
 RARE = "sks"
 _ROOM = 64
-_UNNAMED = "a thing"
+
 _BODY = 2
 _RADIUS = 24.0, 6.0
 
@@ -42,11 +42,11 @@ class Places:
 
     def asked(self, thing: str) -> list[str]:
         """The texts of the places with another name for the subject."""
-        return [text.replace(_UNNAMED, thing) for text in self.texts]
+        return [text.replace(UNNAMED, thing) for text in self.texts]
 
     def taught(self, thing: str) -> list[str]:
         """The same of the photos."""
-        return [text.replace(_UNNAMED, thing) for text in self.photo_texts]
+        return [text.replace(UNNAMED, thing) for text in self.photo_texts]
 
 
 def photos_of(subject: int, seed: int) -> Scenes:

@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from ..attention.boxes import Box, bounding_box, box_mask
-from ..demo.captions import caption, full_captions
+from ..demo.captions import caption, full_captions, told_around
 from ..demo.render import Pictures, render
 from ..demo.scenes import SIZE, Scenes, draw_scenes, plain_things
-from ..demo.tasks import draw_photos
+from ..demo.tasks import draw_photos, photo_scenes
 from ..demo.vocabulary import COLOURS, SHAPES, STYLES, SURFACES, held_out, thing_phrase
+from ..host.concept_text import SLOT
 from ..host.swap_settings import SwapTexts
 
 BY_WORDS = 8
@@ -106,10 +107,12 @@ def whole_cells(box: Box) -> Box:
     return {"x": left, "y": top, "width": right - left, "height": bottom - top}
 
 
-def learning_pictures(concept: int) -> tuple[Tensor, Tensor]:
-    """PHOTOS pictures of a learned concept's thing and its masks, from no scene of the suite."""
+def learning_pictures(concept: int) -> tuple[Tensor, Tensor, str]:
+    """PHOTOS pictures of a learned concept's thing, its masks, and what else they show, from no scene of the suite."""
     place = draw_scenes([_LEARNING_SEED + concept], style=STYLES.index("photo"), objects=1)
-    return draw_photos(_with_thing(place, _learned_thing(concept)), _LEARNING_SEED + concept, PHOTOS)
+    shown = _with_thing(place, _learned_thing(concept)), _LEARNING_SEED + concept, PHOTOS
+    lines = (told_around(scene, 0, SLOT) for scene in photo_scenes(*shown))
+    return *draw_photos(*shown), "\n".join(lines)
 
 
 def _thing(scenes: Scenes) -> Thing:

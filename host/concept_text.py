@@ -14,7 +14,7 @@ ENCODERS = ("l", "h", "g")
 # A prompt's 77 places less its start and its end.
 MOST_TOKENS = 75
 # Stands for the concept in a text that it is learned in.
-CONCEPT = "{}"
+SLOT = "{}"
 # The host's tokens before and after the concept, by encoder.
 Sentence = tuple[dict[str, list], dict[str, list]]
 
@@ -27,7 +27,7 @@ class ConceptText:
     text encoders that are no CLIP, and for a line that does not hold the concept once.
     """
 
-    def __init__(self, clip: comfy.sd.CLIP | None, template: str = CONCEPT) -> None:
+    def __init__(self, clip: comfy.sd.CLIP | None, template: str = SLOT) -> None:
         if clip is None:
             raise ValueError("There is no text encoder. Connect the model's clip.")
         self.clip = clip
@@ -37,17 +37,17 @@ class ConceptText:
             raise ValueError(
                 f"This text encoder ({', '.join(self.empty)}) takes no learned concept. Use SD1.x, SD2.x or SDXL."
             )
-        lines = [line for line in template.splitlines() if line.strip()] or [CONCEPT]
+        lines = [line for line in template.splitlines() if line.strip()] or [SLOT]
         self.lines = [self.sentence(line) for line in lines]
 
     def sentence(self, text: str) -> Sentence:
         """The text around the concept. Raises ValueError where it does not hold `{}` once."""
-        if text.count(CONCEPT) != 1:
+        if text.count(SLOT) != 1:
             raise ValueError(
-                f'"{text}" does not hold {CONCEPT} once. Write {CONCEPT} where the thing is named, for example: a '
-                f"photo of {CONCEPT} on a beach."
+                f'"{text}" does not hold {SLOT} once. Write {SLOT} where the thing is named, for example: a '
+                f"photo of {SLOT} on a beach."
             )
-        before, after = (self._words(side) for side in text.split(CONCEPT))
+        before, after = (self._words(side) for side in text.split(SLOT))
         return before, after
 
     def _words(self, text: str) -> dict[str, list]:

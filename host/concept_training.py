@@ -16,7 +16,7 @@ from ..training.objectives import OBJECTIVES
 from .cancelled import keep_pictures
 from .concept_checkpoint import ConceptCheckpoint
 from .concept_loop import AfterStep, ConceptLoop, Material
-from .concept_text import CONCEPT, ConceptText
+from .concept_text import SLOT, ConceptText
 from .embedding_files import embedding_name, save_embedding
 from .gradients import ordinary
 from .models import prediction_kind
@@ -54,7 +54,7 @@ def learn_concept(
     settings: ConceptSettings | None = None,
     if_exists: str = "number",
     masks: Tensor | None = None,
-    sentence: str = CONCEPT,
+    sentence: str = SLOT,
 ) -> LearnedConcept:
     """Trains the vectors of one concept and saves them under the name.
 
@@ -75,7 +75,7 @@ def concept_at_steps(
     settings: ConceptSettings,
     steps: Collection[int],
     masks: Tensor | None = None,
-    sentence: str = CONCEPT,
+    sentence: str = SLOT,
 ) -> dict[int, list]:
     """The CONDITIONING of the sentence after each of these steps of one training, 0 for the start; no file."""
     job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "overwrite", masks, sentence)

@@ -1,7 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.attention_layers import LAYERS
-from ..host.concept_text import CONCEPT
+from ..host.concept_text import SLOT
 from ..host.concept_training import MASK_SOURCES, PRECISIONS, learn_concept
 from ..host.embedding_files import IF_EXISTS
 from ..training.concept import ConceptSettings
@@ -47,7 +47,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.String.Input(
                     "template",
-                    default=CONCEPT,
+                    default=SLOT,
                     multiline=True,
                     optional=True,
                     tooltip="What your pictures show, {} for the thing: a photo of {} on a beach. What it names need "
@@ -55,7 +55,7 @@ class TrainConcept(io.ComfyNode):
                 ),
                 io.String.Input(
                     "sentence",
-                    default=CONCEPT,
+                    default=SLOT,
                     optional=True,
                     tooltip="What the conditioning returned says, {} for the thing: an oil painting of {} in the snow.",
                 ),
@@ -226,9 +226,7 @@ class TrainConcept(io.ComfyNode):
         )
 
     @classmethod
-    def execute(
-        cls, model, clip, vae, images, name, if_exists, masks=None, sentence=CONCEPT, **settings
-    ) -> io.NodeOutput:
+    def execute(cls, model, clip, vae, images, name, if_exists, masks=None, sentence=SLOT, **settings) -> io.NodeOutput:
         settings = ConceptSettings(**settings)
         learned = learn_concept(model, clip, vae, images, name, settings, if_exists, masks, sentence)
         loss_map = {"loss": learned.losses}

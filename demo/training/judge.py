@@ -20,8 +20,8 @@ from .run import Run
 BATCH = 128
 VIEWS = 2
 # Stripes and dots under pencil hatching are the hardest to see: they weigh more, and are shown more often.
-LOSS_WEIGHTS = {"surface": 2.0}
-MORE_PENCIL = 4
+LOSS_WEIGHTS = {"surface": 3.0}
+MORE_PENCIL = 3
 
 
 def judge_batch(seeds: list[int], device: str = "cpu") -> tuple[Tensor, dict[str, Tensor]]:

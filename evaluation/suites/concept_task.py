@@ -32,6 +32,7 @@ SUBJECT_CROP, MASK_CROP = 0.75, 1.0
 @dataclass(frozen=True)
 class Task:
     """One subject. Pictures (1, H, W, 3), masks (1, H, W). caption: of the reference, with `thing` for the subject.
+    wish: of the place with the subject in it.
 
     reference: the subject in its style before its own background. behind: that background without it. place, truth,
     another: another background in the same style, empty, with the subject, with another subject. around: of the
@@ -41,6 +42,7 @@ class Task:
     seed: int
     label: str
     caption: str
+    wish: str
     reference: Tensor
     reference_mask: Tensor
     around: Tensor
@@ -67,6 +69,7 @@ def draw_task(seed: int) -> Task:
         seed=seed,
         label=f"{STYLES[style]}, from {BACKGROUNDS[own]} to {BACKGROUNDS[other]}",
         caption=caption(reference, 0),
+        wish=caption(wanted, 0),
         reference=shown.image,
         reference_mask=shown.masks[:, 0],
         around=place_masks(reference, ROOM),

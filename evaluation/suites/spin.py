@@ -7,8 +7,10 @@ by the reference: its tiny CLIP score is biased by the selection, what the judge
 
 Harmony is told by the seam and by the style that the judge finds in the painted pixels, and by NIMA where models/nima
 holds that network; the background by its PSNR and the distance in the judge's features. Words for a subject do not
-exist, so table 2 has no CLIP_T. The text rows' prompts name the thing alone. Of the paper's rivals only those run whose
-method is here; Blended has 4 candidates as all others, where the paper gives it 32.
+exist, so table 2 has no CLIP_T. A concept is learned in a sentence that names its reference's style and place, and
+painted in one that names the scene's place and, so that style guidance has something to do, still the reference's
+style; one row names the scene's, as the workflow does. The text rows' prompts name the thing alone. Of the paper's
+rivals only those run whose method is here; Blended has 4 candidates as all others, where the paper gives it 32.
 """
 
 import json
@@ -23,9 +25,11 @@ import torch
 from torch import Tensor
 
 from ...demo.judge import load_judge
-from ...demo.tasks import Tasks, draw_tasks, task_captions
+from ...demo.scenes import Scenes
+from ...demo.tasks import Tasks, draw_tasks, reference_scenes, task_captions
 from ...demo.vocabulary import STYLES
 from ...demo.weights import load_part, weights_path
+from ...host.concept_text import SLOT
 from ...host.concept_training import LearnedConcept, learn_concept
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.generate import encode_texts
@@ -86,15 +90,19 @@ def _by_reference(world: World, seeds: list[int]) -> list[Measured]:
     scene = Scene(task, reference=look_inside(task.reference, task.reference_mask, size, "keep"))
     world.study.show(seed, "reference", STYLES[int(task.wanted.style[0])], task.reference[0])
     world.study.show(seed, "scene", "", task.image[0])
-    concept, seconds = _learn(world.models, task, seed)
+    shown = reference_scenes(task.wanted, seeds)
+    (here, place), (there, ground) = (_style_and_place(scene) for scene in (task.wanted, shown))
+    concept, seconds = _learn(world.models, task, jobs.sentence(SLOT, there, ground), seed)
     try:
-        canvas = canvas_of(world.models, task, concept.prompt, seed)
+        say = partial(jobs.sentence, style=there, background=place)
+        canvas = canvas_of(world.models, task, say(concept.prompt), seed)
         rows = {**jobs.ablation_jobs(canvas), **jobs.image_rivals(canvas, world.inpaint, task)}
-        rows |= jobs.edit_jobs(canvas, concept.prompt)
+        rows |= jobs.named_style_job(canvas, jobs.sentence(concept.prompt, here, place))
+        rows |= jobs.edit_jobs(canvas, say, concept.prompt)
         measured = [Measured("learning the concept", seed, {"seconds": seconds})]
         for name, job in rows.items():
             measured += _row(world, seed, name, scene, job)
-        measured += _asked_styles(world, seed, concept.prompt)
+        measured += _asked_styles(world, seed, concept.prompt, place)
     finally:
         with suppress(OSError):
             Path(concept.path).unlink()
@@ -109,6 +117,10 @@ def _by_reference(world: World, seeds: list[int]) -> list[Measured]:
     return measured + judging.rows_of(jobs.OTHER, seeds, told)
 
 
+def _style_and_place(scene: Scenes) -> tuple[int, int]:
+    return int(scene.style[0]), int(scene.background[0])
+
+
 def concept_settings() -> tuple[ConceptSettings, bool]:
     """What the shipped workflow learns with, and whether it is given the subject's mask."""
     nodes = json.loads(WORKFLOW.read_text(encoding="utf-8")).values()
@@ -117,9 +129,9 @@ def concept_settings() -> tuple[ConceptSettings, bool]:
     return ConceptSettings(**{name: value for name, value in inputs.items() if name in known}), "masks" in inputs
 
 
-def _learn(models: DemoModels, task: Tasks, seed: int) -> tuple[LearnedConcept, float]:
+def _learn(models: DemoModels, task: Tasks, template: str, seed: int) -> tuple[LearnedConcept, float]:
     settings, masked = concept_settings()
-    settings = replace(settings, seed=seed, preview_every=0)
+    settings = replace(settings, template=template, seed=seed, preview_every=0)
     masks = task.reference_mask if masked else None
     began = time.perf_counter()
     learned = learn_concept(models.model, models.clip, models.vae, task.reference, NAME, settings, "overwrite", masks)
@@ -143,9 +155,9 @@ def _row(world: World, seed: int, name: str, scene: Scene, job: Callable[[], Ten
     return [Measured(name, seed, means), Measured(f"{name}, {SELECTED}", seed, values[best])]
 
 
-def _asked_styles(world: World, seed: int, prompt: str) -> list[Measured]:
-    """Does "a pencil drawing of embedding:name" draw in pencil? Pictures of the concept alone, no scene."""
-    pictures = jobs.in_each_style(world.models, prompt, seed)
+def _asked_styles(world: World, seed: int, prompt: str, place: int) -> list[Measured]:
+    """Does "a pencil drawing of embedding:name on a beach" draw in pencil? Pictures from words alone, no scene."""
+    pictures = jobs.in_each_style(world.models, prompt, place, seed)
     whole = torch.ones(len(pictures), *pictures.shape[1:3])
     found = judging.verdicts(world.judge, judging.crops_of_masks(pictures, whole, 1.0))["style"]
     for number, style in enumerate(STYLES):
@@ -202,6 +214,7 @@ CONTRASTS = (
     (jobs.STYLE, jobs.BACKGROUND),
     (jobs.ALL, jobs.BACKGROUND),
     (jobs.ALL, jobs.ARG),
+    (jobs.NAMED, jobs.ALL),
     *((jobs.ALL, name) for name in (jobs.COPY, jobs.BY_REFERENCE, jobs.BLENDED, jobs.LATENT)),
     *((f"edited: {word}", jobs.ARG) for word in jobs.EDITS),
     *((f"by text: {jobs.ALL}", f"by text: {name}") for name in (jobs.BLENDED, jobs.LATENT, jobs.HOST)),
@@ -215,7 +228,7 @@ SUITE = Suite(
     claims=CLAIMS,
     contrasts=CONTRASTS,
     columns=(
-        *("reference", "scene", jobs.SALIENCY, *jobs.ABLATION, OTHER_SEED, jobs.COPY),
+        *("reference", "scene", jobs.SALIENCY, *jobs.ABLATION, OTHER_SEED, jobs.NAMED, jobs.COPY),
         *(jobs.BY_REFERENCE, jobs.BLENDED, jobs.LATENT, *(f"edited: {word}" for word in jobs.EDITS)),
         *(f"asked: {style}" for style in STYLES),
         *("scene, by text", *(f"by text: {name}" for name in (jobs.ALL, jobs.BLENDED, jobs.LATENT, jobs.HOST))),

@@ -8,7 +8,7 @@ from torch.nn.functional import affine_grid, grid_sample
 
 from ...demo.render import mask_boxes, render
 from ...demo.tasks import Tasks, place_masks, reference_pictures, task_captions
-from ...demo.vocabulary import STYLE_PHRASES, STYLES
+from ...demo.vocabulary import BACKGROUNDS, PLACE_PHRASES, STYLE_PHRASES, STYLES
 from ...guidance.background import mask_cells
 from ...host.blending import BlendModels, BlendTexts, blend_pictures, blend_settings
 from ...host.clip_guidance_patch import ClipOptions, guide_by_clip
@@ -37,6 +37,7 @@ ABLATION = {
     STYLE: Parts(region=None, style=SHIPPED),
     ALL: Parts(style=SHIPPED),
 }
+NAMED = "Spin (all), the scene's style named"
 HOST = "host inpainting (noise mask)"
 LATENT = "Blended Latent"
 BLENDED = "Blended"
@@ -137,21 +138,31 @@ def text_jobs(canvas: Canvas, text: str) -> Jobs:
     }
 
 
-def edit_jobs(canvas: Canvas, prompt: str) -> Jobs:
-    """The concept with a word more, without style guidance, which would pull the other way.
+def sentence(thing: str, style: int, background: int) -> str:
+    """As the demo's captions have it."""
+    return f"{STYLE_PHRASES[STYLES[style]][0]} {thing} {PLACE_PHRASES[BACKGROUNDS[background]][0]}"
+
+
+def named_style_job(canvas: Canvas, text: str) -> Jobs:
+    """All of Spin under a text that names the scene's own style too, as the shipped workflow has it."""
+    return {NAMED: lambda: canvas.asking(encode_texts(canvas.models.clip, [text])).paint(ABLATION[ALL])}
+
+
+def edit_jobs(canvas: Canvas, say: Callable[[str], str], prompt: str) -> Jobs:
+    """The concept with a word more, without style guidance, which would pull the other way. say: the sentence around.
 
     As the demo's captions put it: "embedding:name, striped" would hold a comma, which its text encoder never saw.
     """
     clip = canvas.models.clip
-    asked = {word: encode_texts(clip, [f"a {word} {prompt}"]) for word in EDITS}
+    asked = {word: encode_texts(clip, [say(f"a {word} {prompt}")]) for word in EDITS}
     return {
         f"edited: {word}": lambda text=text: canvas.asking(text).paint(ABLATION[ARG]) for word, text in asked.items()
     }
 
 
-def in_each_style(models: DemoModels, prompt: str, seed: int) -> Tensor:
-    """The concept alone, asked for in each of STYLES: (4, H, W, 3)."""
-    positive = encode_texts(models.clip, [f"{STYLE_PHRASES[style][0]} {prompt}" for style in STYLES])
+def in_each_style(models: DemoModels, prompt: str, background: int, seed: int) -> Tensor:
+    """The concept in a place, from words alone, asked for in each of STYLES: (4, H, W, 3)."""
+    positive = encode_texts(models.clip, [sentence(prompt, style, background) for style in range(len(STYLES))])
     latent = generate(
         models.model, positive, encode_texts(models.clip, [""]), seed, len(STYLES), steps=spin_parts.STEPS
     )

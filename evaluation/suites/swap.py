@@ -56,7 +56,8 @@ from .boxes import SHIPPED as BOX_OPTIONS
 # Of how many seeds one measures lambda 1, which takes as long as five others, and what no claim needs.
 HALVED, SPARSE = 2, 4
 TRUST = 16
-LEARNING = ConceptSettings(objective="saliency focus", accumulation=1, preview_every=0, resume=False)
+# As the shipped workflow learns.
+LEARNING = ConceptSettings(init_word="thing", learning_rate=0.005, preview_every=0, resume=False)
 DIVIDED = (OURS, DDS)
 
 
@@ -83,9 +84,10 @@ def learn(models: DemoModels, folder: Path) -> None:
     for concept in range(BY_WORDS, CONCEPTS):
         if (folder / f"{concept_name(concept)}.safetensors").exists():
             continue
-        photos, masks = learning_pictures(concept)
+        photos, masks, template = learning_pictures(concept)
         parts = models.model, models.clip, models.vae
-        learn_concept(*parts, photos, concept_name(concept), LEARNING, "overwrite", masks)
+        settings = replace(LEARNING, template=template)
+        learn_concept(*parts, photos, concept_name(concept), settings, "overwrite", masks)
 
 
 def _measure(study: Study, models: DemoModels, judge: Judge, rows: dict[str, Row], seeds: list[int]) -> list[Measured]:

@@ -61,7 +61,9 @@ def test_spin(short, capsys, tmp_path):
         score = "tiny CLIP text" if name in texts else "tiny CLIP image"
         assert best[score]["mean"] >= mean[score]["mean"] and mean["diversity"]["mean"] > 0
         assert mean["background exact"]["mean"] == 1
-    assert len({rows[name]["judge likeness"]["mean"] for name in (*jobs, *edited)}) == len(jobs) + len(edited)
+    told_apart = ("judge likeness", "seam", "style probability")
+    seen = {tuple(rows[name][metric]["mean"] for metric in told_apart) for name in (*jobs, *edited)}
+    assert len(seen) == len(jobs) + len(edited)
     assert {"judge: real crops", "judge: real crops through the VAE", "judge: labels shuffled"} <= set(rows)
     ceiling = rows[spin_jobs.COPY]
     assert "background PSNR" not in ceiling and ceiling["background exact"]["mean"] == 1

@@ -63,7 +63,9 @@ def test_a_learned_things_words_are_in_no_text():
 
 def test_learning_pictures_show_the_learned_thing():
     for concept in range(swap_scenes.BY_WORDS, swap_scenes.CONCEPTS):
-        photos, masks = swap_scenes.learning_pictures(concept)
+        photos, masks, template = swap_scenes.learning_pictures(concept)
+        assert all(line.count("{}") == 1 for line in template.splitlines())
+        assert len(template.splitlines()) == len(photos)
         assert photos.shape == (4, 128, 128, 3) and (masks.flatten(1).sum(1) > 300).all()
         assert len({photo.mean().item() for photo in photos}) == 4
 
