@@ -17,7 +17,7 @@ from ..demo.captions import caption, full_captions, told_around
 from ..demo.render import Pictures, render
 from ..demo.scenes import SIZE, Scenes, draw_scenes, plain_things
 from ..demo.tasks import draw_photos, photo_scenes
-from ..demo.vocabulary import COLOURS, SHAPES, STYLES, SURFACES, held_out, thing_phrase
+from ..demo.vocabulary import COLOURS, SHAPES, STYLE_PHRASES, STYLES, SURFACES, held_out, thing_phrase
 from ..host.concept_text import SLOT
 from ..host.swap_settings import SwapTexts
 
@@ -79,7 +79,9 @@ class Job:
             return SwapTexts(source, self.target_caption, self.source_words, words)
         name = f"embedding:{concept_name(self.concept)}"
         article_and_words = thing_phrase(*_thing(self.wanted))
-        return SwapTexts(source, self.target_caption.replace(article_and_words, name), self.source_words, name)
+        # A learned word means a photo's thing only where its text says that it is one.
+        concept = f"{STYLE_PHRASES['photo'][0]} {name}"
+        return SwapTexts(source, self.target_caption.replace(article_and_words, name), self.source_words, concept)
 
 
 def concept_name(concept: int) -> str:

@@ -33,8 +33,9 @@ TIMESTEPS = (500, 300, 100)
 
 @dataclass(frozen=True)
 class LearnedConcept:
-    """prompt: `embedding:name`. mask: (P, H, W), the mask that was used, averaged over the steps; all ones where the
-    objective has none. losses: one a step. preview: (1, H, 3 W, 3), a reference, the same with its mask, a sample.
+    """prompt: the sentence with `embedding:name` in it. mask: (P, H, W), the mask that was used, averaged over the
+    steps; all ones where the objective has none. losses: one a step. preview: (1, H, 3 W, 3), a reference, the same
+    with its mask, a sample.
     """
 
     prompt: str
@@ -59,7 +60,7 @@ def learn_concept(
     """Trains the vectors of one concept and saves them under the name.
 
     images: (P, H, W, 3) in [0, 1]. masks: (P or 1, H, W), 1 on the subject. if_exists: of embedding_files.IF_EXISTS.
-    sentence: what the CONDITIONING returned says, `{}` for the concept. Raises ValueError with what to do for bad
+    sentence: what the prompt and the CONDITIONING say, `{}` for the concept. Raises ValueError with what to do for bad
     input, before the first step. On cancel a checkpoint is written and shown, and the host's interrupt goes on; the
     same call continues there, with the result that one run would have had.
     """
@@ -116,7 +117,7 @@ class _Job:
             start = text.start(objective.tokens or settings.tokens, settings.init_word, settings.seed)
             rate = settings.learning_rate * (settings.accumulation if settings.scale_lr else 1)
             self.training = ConceptTraining(start, rate, settings.accumulation)
-        self.sentence = text.sentence(sentence)
+        self.said, self.sentence = sentence, text.sentence(sentence)
         text.require_room(len(next(iter(start.values()))), self.sentence)
         conditioning = text.conditioning(start)
         _require_same_width(model, conditioning)
@@ -162,7 +163,7 @@ class _Job:
         self.checkpoint.remove()
         picture = decode_picture(self.vae, sample, height, width).float().cpu()
         return LearnedConcept(
-            f"embedding:{self.name}",
+            self.said.replace(SLOT, f"embedding:{self.name}"),
             path,
             self.material.text.conditioning(vectors, self.sentence),
             loop.used_mask(),

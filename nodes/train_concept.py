@@ -57,7 +57,7 @@ class TrainConcept(io.ComfyNode):
                     "sentence",
                     default=SLOT,
                     optional=True,
-                    tooltip="What the conditioning returned says, {} for the thing: an oil painting of {} in the snow.",
+                    tooltip="What prompt and conditioning say, {} for the thing: an oil painting of {} in the snow.",
                 ),
                 io.Int.Input("steps", default=200, min=1, max=100000, tooltip="Updates."),
                 io.Float.Input(
@@ -203,7 +203,9 @@ class TrainConcept(io.ComfyNode):
                 ),
             ],
             outputs=[
-                io.String.Output("prompt", display_name="prompt", tooltip="The word for prompts: embedding:name."),
+                io.String.Output(
+                    "prompt", display_name="prompt", tooltip="The sentence, with embedding:name for the thing."
+                ),
                 io.Conditioning.Output(
                     "conditioning",
                     display_name="conditioning",

@@ -243,7 +243,8 @@ CONTRASTS = tuple(
 SUITE = Suite(
     "boxes",
     seeds=64,
-    full_seeds=128,
+    # Of these enough show two things of different shapes for a claim.
+    full_seeds=144,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,

@@ -30,6 +30,7 @@ def fixture_host_text(tiny, folder):
 def test_the_conditioning_says_the_sentence(learn, host_text):
     learned = learn("lamp", sentence="a photo of {} in the snow")
     text = learned.conditioning[0][0]
+    assert learned.prompt == "a photo of embedding:lamp in the snow"
     assert torch.equal(text, host_text("a photo of embedding:lamp in the snow"))
     assert not torch.equal(text, host_text("embedding:lamp"))
 
