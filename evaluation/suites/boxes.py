@@ -8,18 +8,14 @@ grid are judged at several thresholds, to choose the shipped options from on tun
 import itertools
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from functools import partial
 
 from torch import Tensor
 
 from ...attention.boxes import Box, box_mask, find_box
 from ...attention.overlay import overlay
-from ...demo.captions import full_captions
 from ...demo.judge import load_judge
-from ...demo.render import render
-from ...demo.scenes import SIZE, draw_scenes
-from ...demo.vocabulary import SHAPES, STYLES, thing_phrase
+from ...demo.scenes import SIZE
 from ...demo.weights import load_part, weights_path
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.find_box import concept_maps
@@ -27,6 +23,7 @@ from ..claims import Claim, Floor
 from ..records import Measured
 from ..spin_parts import judge_trust
 from ..study import TEXTS, Study, Suite
+from .boxes_views import View, views
 
 BATCH = 4
 TRUST = 16
@@ -77,18 +74,6 @@ OURS, PAPERS = "shipped options", "the paper's options"
 WHOLE, CHANCE, BY_SHAPE = "the whole picture", "another scene's box", "named by its shape's word"
 
 
-@dataclass(frozen=True, eq=False)
-class View:
-    """A picture (1, H, W, 3), what is said of it, the words for the thing that is looked for, and where it stands."""
-
-    image: Tensor
-    prompt: str
-    shape: str
-    phrase: str
-    truth: Box
-    style: str
-
-
 def run(study: Study) -> None:
     load_part("unet")
     models, judge = load_demo_models("text"), load_judge(weights_path("judge"))
@@ -110,24 +95,6 @@ def variants() -> dict[str, Options]:
 def _named(name: str, value: object) -> str:
     said = name.replace("_", "-")
     return f"{said} {('off', 'on')[value]}" if isinstance(value, bool) else f"{said} {value}"
-
-
-def views(seeds: list[int], count: int) -> list[View | None]:
-    """One view a seed; None where both things of a scene have the same shape, so that its word names neither."""
-    scenes = draw_scenes(seeds, objects=count)
-    shown, prompts = render(scenes), full_captions(scenes)
-    found: list[View | None] = []
-    for row, seed in enumerate(seeds):
-        which = seed % count
-        if count == 2 and scenes.shape[row, 0] == scenes.shape[row, 1]:
-            found.append(None)
-            continue
-        shape, colour, surface = (int(values[row, which]) for values in (scenes.shape, scenes.colour, scenes.surface))
-        phrase = thing_phrase(shape, colour, surface).split(" ", 1)[1]
-        truth = dict(zip(("x", "y", "width", "height"), shown.boxes[row, which].tolist(), strict=True))
-        style = STYLES[int(scenes.style[row])]
-        found.append(View(shown.image[row : row + 1], prompts[row], SHAPES[shape], phrase, truth, style))
-    return found
 
 
 def overlap(found: Box, truth: Box) -> dict[str, float]:
