@@ -8,6 +8,10 @@ from torch import Tensor
 
 Box = dict[str, int]
 SIDES = ("x", "y", "width", "height")
+# Of the picture's area.
+SPECK = 0.001
+# Keeps the ratio of two maps finite where no word acts.
+EVEN = 0.1
 
 
 def largest_component(mask: Tensor) -> Tensor:
@@ -20,6 +24,24 @@ def largest_component(mask: Tensor) -> Tensor:
     labels = torch.from_numpy(labels).long()
     sizes = labels.flatten().bincount()[1:]
     return (labels == sizes.argmax() + 1).to(mask.device)
+
+
+def salient_part(salient: Tensor, words: Tensor, others: Tensor | None, threshold: float) -> Tensor:
+    """(H, W) bool: of the connected parts of salient >= threshold, the one in which the words act most.
+
+    salient: (H, W). words: (H, W), greatest value 1; others: the same of the prompt's other words, None where there are
+    none: what the words get is compared with it, because two things of a picture are both named in the prompt. Specks
+    do not count. Raises ValueError where no part is left.
+    """
+    from scipy.ndimage import label
+
+    labels, count = label((salient >= threshold).cpu().numpy(), structure=[[1] * 3] * 3)
+    parts = [torch.from_numpy(labels == number).to(words.device) for number in range(1, count + 1)]
+    parts = [part for part in parts if part.sum() >= SPECK * part.numel()]
+    if not parts:
+        raise ValueError(f"No place reaches the threshold {threshold:g}. Lower it, or draw the box by the words alone.")
+    own = words if others is None else words / (others + EVEN)
+    return max(parts, key=lambda part: float(own[part].mean()))
 
 
 def bounding_box(mask: Tensor, margin: int = 0) -> Box:

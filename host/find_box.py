@@ -9,11 +9,16 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..attention.boxes import Box, box_mask, find_box
+from ..attention.boxes import Box, bounding_box, box_mask, find_box, salient_part
 from .attention_layers import require_readable
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, word_maps
-from .tokens import concept_positions, encode_text
+from .salient_masks import saliency_scores
+from .tokens import concept_positions, encode_text, other_positions
+
+# What the box is drawn around: where the words act, or the salient part in which they act most.
+OUTLINES = ("words", "salient part")
+SALIENT_BY = "attention to the border"
 
 
 @dataclass(frozen=True)
@@ -40,25 +45,36 @@ def find_boxes(
     self_attention: bool = True,
     seed: int = 0,
     stretch: bool = False,
+    outline: str = OUTLINES[0],
 ) -> FoundBoxes:
     """Where the concept's words act in each picture.
 
-    image: (B, H, W, 3). concept: words of the prompt, or `embedding:name`. threshold: share of a pass's greatest
-    value. passes: noise levels, evenly from timestep 500 to 100. margin: pixels. self_attention, stretch: as for
-    word_maps. Raises ValueError for a model that is no UNet, words that the prompt does not hold, and a picture where
-    no place reaches the threshold.
+    image: (B, H, W, 3). concept: words of the prompt, or `embedding:name`. outline: of OUTLINES. threshold: share of a
+    pass's greatest value; of a salient part, deviations above the picture's mean. passes: noise levels, evenly from
+    timestep 500 to 100. margin: pixels. self_attention, stretch: as for word_maps. Raises ValueError for a model that
+    is no UNet, words that the prompt does not hold, and a picture where no place reaches the threshold.
     """
     height, width = image.shape[1:3]
     progress = comfy.utils.ProgressBar(len(image))
+    how = alpha, passes, layer, self_attention, seed, stretch
+    looked_at = model, clip, vae, image, prompt
+    others = None
+    if outline != OUTLINES[0]:
+        rest = other_positions(clip, prompt, concept)
+        others = _maps(*looked_at, rest, *how) if rest else None
     boxes, maps = [], []
-    seen = concept_maps(model, clip, vae, image, prompt, concept, alpha, passes, layer, self_attention, seed, stretch)
-    for number, one in enumerate(seen, 1):
+    for number, one in enumerate(concept_maps(*looked_at, concept, *how)):
         try:
-            boxes.append(find_box(one, threshold, margin))
+            if outline == OUTLINES[0]:
+                boxes.append(find_box(one, threshold, margin))
+            else:
+                salient = saliency_scores(model, vae, image[number : number + 1], SALIENT_BY, seed=seed)[0]
+                against = None if others is None else next(others).mean(0)
+                boxes.append(bounding_box(salient_part(salient, one.mean(0), against, threshold), margin))
         except ValueError as error:
             if len(image) == 1:
                 raise
-            raise ValueError(f"Picture {number} of {len(image)}: {error}") from error
+            raise ValueError(f"Picture {number + 1} of {len(image)}: {error}") from error
         maps.append(one.mean(0).clamp(0, 1))
         progress.update(1)
     masks = [box_mask([box], height, width) for box in boxes]
@@ -80,8 +96,25 @@ def concept_maps(
     stretch: bool = False,
 ) -> Iterator[Tensor]:
     """What find_boxes draws the box of each picture from, in turn: (passes, H, W), greatest value about 1."""
-    require_readable(model)
     positions = concept_positions(clip, prompt, concept)
+    return _maps(model, clip, vae, image, prompt, positions, alpha, passes, layer, self_attention, seed, stretch)
+
+
+def _maps(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    image: Tensor,
+    prompt: str,
+    positions: list[int],
+    alpha: float,
+    passes: int,
+    layer: str,
+    self_attention: bool,
+    seed: int,
+    stretch: bool,
+) -> Iterator[Tensor]:
+    require_readable(model)
     conditioning = encode_text(clip, prompt)
     latents = encode_picture(vae, image)
     layers = chosen_layers(model, latents, layer)

@@ -31,6 +31,13 @@ def concept_positions(clip: comfy.sd.CLIP, prompt: str, concept: str) -> list[in
     return sorted(found)
 
 
+def other_positions(clip: comfy.sd.CLIP, prompt: str, concept: str) -> list[int]:
+    """Positions of all the prompt's other words, sorted. Raises as concept_positions."""
+    own = set(concept_positions(clip, prompt, concept))
+    words = _words(clip, prompt, _reading_encoder(clip, prompt))
+    return [position for position, _ in words if position not in own]
+
+
 def _reading_encoder(clip: comfy.sd.CLIP, prompt: str) -> str:
     """The encoder whose token positions are those of the conditioning.
 

@@ -2,7 +2,7 @@ from comfy_api.latest import io
 
 from ..attention.overlay import overlay
 from ..host.attention_layers import LAYERS
-from ..host.find_box import find_boxes
+from ..host.find_box import OUTLINES, find_boxes
 
 
 class FindBox(io.ComfyNode):
@@ -39,9 +39,10 @@ class FindBox(io.ComfyNode):
                     "threshold",
                     default=0.5,
                     min=0.01,
-                    max=1.0,
+                    max=10.0,
                     step=0.01,
-                    tooltip="Share of the strongest response that still belongs to the thing.",
+                    tooltip="Share of the strongest response that still belongs to the thing. For a salient part: "
+                    "deviations above the picture's average.",
                 ),
                 io.Int.Input(
                     "passes",
@@ -75,6 +76,15 @@ class FindBox(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Subtract each map's least value first. For models whose maps are nearly flat.",
+                ),
+                io.Combo.Input(
+                    "outline",
+                    options=list(OUTLINES),
+                    default=OUTLINES[0],
+                    optional=True,
+                    advanced=True,
+                    tooltip="words: around where they act (paper). salient part: around what stands out from the "
+                    "picture's border, where they act most.",
                 ),
                 io.Int.Input(
                     "seed",
@@ -115,11 +125,12 @@ class FindBox(io.ComfyNode):
         layer="16x16",
         self_attention=True,
         stretch=False,
+        outline=OUTLINES[0],
         seed=0,
     ) -> io.NodeOutput:
         found = find_boxes(
             *(model, clip, vae, image, prompt, concept),
-            *(alpha, threshold, passes, margin, layer, self_attention, seed, stretch),
+            *(alpha, threshold, passes, margin, layer, self_attention, seed, stretch, outline),
         )
         bboxes = [[box] for box in found.boxes]
         return io.NodeOutput(found.mask, found.boxes[0], bboxes, found.soft, overlay(image, found.soft, found.mask))

@@ -56,8 +56,10 @@ def test_the_truth_is_around_the_named_thing(count):
 def test_each_option_varies_alone():
     rows = boxes.variants()
     assert rows[boxes.OURS] == boxes.SHIPPED and rows[boxes.PAPERS] == boxes.PAPER
-    for name, options in list(rows.items())[2:]:
-        changed = [key for key in options if options[key] != boxes.SHIPPED[key]]
+    assert rows[boxes.BY_WORDS] == boxes.WORDS
+    for name, options in list(rows.items())[3:]:
+        around = boxes.SHIPPED if name.startswith(boxes.OURS) else boxes.WORDS
+        changed = [key for key in options if options[key] != around[key]]
         assert len(changed) == 1 and changed[0].replace("_", "-") in name
 
 
@@ -86,6 +88,7 @@ def test_claims_follow_their_intervals():
 
 def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(boxes, "ABLATED", {"threshold": (0.4,), "self_attention": (True,)})
+    monkeypatch.setattr(boxes, "SHIPPED_THRESHOLDS", (1.0,))
     monkeypatch.setattr(boxes, "GRID", {"layer": ("8x8 decoder",), "stretch": (False, True)})
     asked, real = [], boxes._maps
     monkeypatch.setattr(boxes, "_maps", lambda *given: asked.append(given) or real(*given))
@@ -94,14 +97,16 @@ def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
     rows = {row["name"]: row for row in report["rows"]}
     for row in boxes.BOTH:
         # Another threshold cuts the same maps, at most into a larger box.
-        assert rows[f"{row}, threshold 0.4"]["share covered"]["mean"] >= rows[row]["share covered"]["mean"] - 1e-4
-        assert "seconds" in rows[row] and "seconds" not in rows[f"{row}, threshold 0.4"]
+        words = row.replace(boxes.OURS, boxes.BY_WORDS)
+        assert rows[f"{words}, threshold 0.4"]["share covered"]["mean"] >= rows[words]["share covered"]["mean"] - 1e-4
+        assert "seconds" in rows[row] and "seconds" in rows[words]
+        assert "seconds" not in rows[f"{words}, threshold 0.4"]
     assert rows["one object: the whole picture"]["covers"]["mean"] == 1
     grid = [row for name, row in rows.items() if name.startswith("grid: ")]
     assert len(grid) == 2 and all(row["n"] == 1 and "iou at 0.3" in row for row in grid)
     assert [claim["holds"] for claim in report["claims"]] == [None, None]
-    # Maps are asked for once each: four kinds of them for each view, and the grid's.
+    # Maps are asked for once each: three kinds of them for each view, and the grid's.
     views = sum(view is not None for count in (1, 2) for view in boxes.views([90_000_000, 90_000_001], count))
     first = sum(view is not None for count in (1, 2) for view in boxes.views([90_000_000], count))
-    assert len(asked) == 4 * views + 2 * first
+    assert len(asked) == 3 * views + 2 * first
     assert (tmp_path / "boxes" / "short" / "sheet.jpg").exists()

@@ -226,3 +226,30 @@ def test_missing_words_are_named(clips, prompt, concept, words):
 def test_a_missing_text_encoder_is_named():
     with pytest.raises(ValueError, match="no text encoder"):
         concept_positions(None, PROMPT, "star")
+
+
+def test_a_salient_part_is_chosen_by_the_words_against_the_others(tiny, pictures, monkeypatch):
+    """Two parts stand out; all words act in the left one, the named word in the right one nearly as much."""
+    salient = torch.zeros(1, 120, 141)
+    salient[:, 20:50, 10:40] = 2.0
+    salient[:, 60:100, 80:130] = 2.0
+    monkeypatch.setattr(find_box_module, "saliency_scores", lambda *a, **k: salient)
+    own, all_words = torch.full((1, 16, 18), 0.1), torch.full((1, 16, 18), 0.1)
+    own[:, 2:7, 1:5], own[:, 7:13, 10:17] = 1.0, 0.8
+    all_words[:, 2:7, 1:5] = 1.0
+    star = concept_positions(tiny.clip, PROMPT, "star")
+    monkeypatch.setattr(find_box_module, "word_maps", lambda *a: own if a[3] == star else all_words)
+    arguments = tiny.model, tiny.clip, tiny.vae, pictures[:1]
+    (box,) = find_boxes(*arguments, PROMPT, "star", threshold=1.25, outline="salient part").boxes
+    assert box == {"x": 80, "y": 60, "width": 50, "height": 40}
+    # Alone in its prompt, the word is compared with nothing.
+    alone = concept_positions(tiny.clip, "star", "star")
+    monkeypatch.setattr(find_box_module, "word_maps", lambda *a: own if a[3] == alone else pytest.fail("others"))
+    (box,) = find_boxes(*arguments, "star", "star", threshold=1.25, margin=4, outline="salient part").boxes
+    assert box == {"x": 6, "y": 16, "width": 38, "height": 38}
+
+
+def test_no_salient_part_names_the_picture(tiny, pictures):
+    said = tiny.model, tiny.clip, tiny.vae, pictures, PROMPT, "star"
+    with pytest.raises(ValueError, match="^Picture 1 of 2: No place reaches the threshold 9"):
+        find_boxes(*said, threshold=9.0, outline="salient part", passes=1)
