@@ -58,7 +58,7 @@ SHIPPED: Options = {
     **WORDS,
     "outline": "salient part",
     "threshold": 1.25,
-    "margin": 6,
+    "margin": 8,
     "layer": "all",
     "stretch": False,
 }
