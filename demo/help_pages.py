@@ -129,12 +129,12 @@ def boxes(world: World) -> list[Row]:
             **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0]},
             prompt=job[4],
             concept=thing,
-            layer="decoder",
+            layer="all",
             alpha=1.0,
             self_attention=False,
-            stretch=True,
-            threshold=0.6,
-            margin=14,
+            outline="salient part",
+            threshold=1.25,
+            margin=8,
         )
         soft = found[3][0, ..., None].expand(-1, -1, 3)
         rows.append([("scene", job[0][0]), (f"'{thing}'", soft), ("box", found[4][0]), ("mask", as_picture(found[0]))])

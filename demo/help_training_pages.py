@@ -43,12 +43,12 @@ def reference_model(world: World) -> list[Row]:
 
 
 def train_concept(world: World) -> list[Row]:
-    job = world.job(5, "subject")
+    job = world.job(12, "subject")
     prompt, _, mask, _, _ = world.run(
         "InlayTrainConcept",
         **{"model": world.model, "clip": world.clip, "vae": world.vae, "images": job[2], "masks": job[3]},
         **{"name": "help-page", "if_exists": "overwrite", "init_word": "thing"},
-        **{"template": "an oil painting of {} on a brick wall", "learning_rate": 5e-3},
+        **{"template": "a cartoon of {} on wood", "learning_rate": 5e-3},
     )
     pictures = world.draw([f"a photo of {prompt} on a meadow", f"a cartoon of {prompt} on a beach"])
     names = ("painted with it", "in another style")
@@ -56,8 +56,8 @@ def train_concept(world: World) -> list[Row]:
 
 
 def _subject(world: World) -> tuple[Any, tuple, Any, list[Tensor]]:
-    model, job = _inpainting(world), world.job(5, "subject")
-    photos = [world.job(5 + 1000 * index, "subject")[2:4] for index in range(3)]
+    model, job = _inpainting(world), world.job(12, "subject")
+    photos = [world.job(12 + 1000 * index, "subject")[2:4] for index in range(3)]
     images, masks = (torch.cat([photo[part] for photo in photos]) for part in (0, 1))
     lora, _, _ = world.run(
         "InlayTrainSubject",
