@@ -15,8 +15,6 @@ from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid
 
 OUTSIDES = ("ca", "raw")
 ROWS = ("both", "conditional")
-# The guider's first list of conditions; the second is the negative's.
-_POSITIVE = 0
 
 # In the dict that the patches of one block call share: the first region of the call, and the queries already given
 # to a concept.
@@ -138,7 +136,7 @@ class _Region:
         """Queries in any row's box (n,), the box of each row (R, N), and the rows that have a concept (R, 1)."""
         grid, conditions = grid_of(step, n.shape[1]), list(entries(step, len(n)))
         areas = step[PLACES].of(step, len(conditions))
-        told = tuple(self.both or index == _POSITIVE for index, _ in conditions)
+        told = tuple(self.both or index == step[PLACES].positive for index, _ in conditions)
         key = grid, step[PLACES].size, *areas, *told, len(n), n.device
         if key not in self.places:
             pictures = len(n) // len(conditions)

@@ -1,5 +1,7 @@
 """CDS's contrastive gradient: PatchNCE between two branches' self-attention features, back through the UNet."""
 
+import logging
+
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -10,6 +12,8 @@ from ..guidance.contrastive import patch_nce
 from .branches import Forward
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .unet_blocks import grid_of, with_patches
+
+logger = logging.getLogger("inlay")
 
 # Half precision would lose the small gradients of a loss of order 1.
 LOSS_SCALE = 1024.0
@@ -32,10 +36,11 @@ def with_backward(model: ModelPatcher) -> ModelPatcher:
 def contrast_gradient(
     forward: Forward, target: Tensor, source: Tensor, noise: Tensor, sigma: Tensor, generator: torch.Generator
 ) -> Tensor:
-    """d/d(target) of PatchNCE, summed over the decoder's self-attention outputs of the conditional rows.
+    """d/d(target) of each picture's PatchNCE, summed over the decoder's self-attention outputs of the conditional rows.
 
-    target, source: (B, C, h, w), noised alike; the forward's first text is the source's, the second the target's.
-    Raises ValueError where another pack's patch lets no gradient through.
+    target, source: (B, C, h, w), noised alike; the forward's first text is the source's, the second the target's. A
+    picture whose gradient overflows in half precision gets none this time, with a warning. Raises ValueError where
+    another pack's patch lets no gradient through.
     """
     features: list[tuple[Tensor, int, int]] = []
 
@@ -57,11 +62,15 @@ def contrast_gradient(
         for kept, height, width in features:
             of_source, of_target = kept.chunk(2)
             losses.append(patch_nce(of_target, of_source, height, width, generator))
-        loss = LOSS_SCALE * torch.stack(losses).sum()
+        # patch_nce is the mean over pictures, and a picture's pull must not depend on its company.
+        loss = LOSS_SCALE * len(target) * torch.stack(losses).sum()
         if not loss.requires_grad:
             raise ValueError(
                 "The method cds needs a gradient through the model, and a patch on it lets none through. "
                 "Remove that patch, or use another method."
             )
         (gradient,) = torch.autograd.grad(loss, latent)
-    return gradient / LOSS_SCALE
+    finite = gradient.flatten(1).isfinite().all(1)
+    if not finite.all():
+        logger.warning("The contrast's gradient overflowed at noise level %.3g, so it is left out there.", float(sigma))
+    return torch.where(finite[:, None, None, None], gradient / LOSS_SCALE, 0)

@@ -16,6 +16,7 @@ BLIND = (
     "No attention of the chosen layers could be read: a patch on the model merges their tokens or adds to them. "
     "Remove that patch, or choose another layer."
 )
+BROKEN = "The model's attention holds values that are not numbers. Run the model in higher precision (bf16 or fp32)."
 
 
 def chosen_layers(model: ModelPatcher, latent: Tensor, layer: str) -> list[BlockKey]:
@@ -54,7 +55,7 @@ def self_attention_map(
                 passes += 1
     if not sums:
         raise ValueError(BLIND)
-    return joined_map(reading, [total / passes for total in sums.values()])
+    return _numbers(joined_map(reading, [total / passes for total in sums.values()]))
 
 
 def word_maps(
@@ -105,11 +106,17 @@ def word_maps(
                 forward(timestep, next(noises))
                 if not words or (self_attention and not own):
                     raise ValueError(BLIND)
-                drawn.append(one_pass())
+                drawn.append(_numbers(one_pass()))
             total = torch.stack(drawn).mean(0)
             total = total - total.amin() if stretch else total
             result.append(total / total.amax().clamp_min(torch.finfo(total.dtype).tiny))
     return torch.cat(result)
+
+
+def _numbers(found: Tensor) -> Tensor:
+    if not found.isfinite().all():
+        raise ValueError(BROKEN)
+    return found
 
 
 def on_picture(maps: Tensor, height: int, width: int, multiple: int, mode: str = "bilinear") -> Tensor:

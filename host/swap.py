@@ -1,6 +1,6 @@
 """InstantSwap and its relatives on a picture: one thing in a box becomes another, appears, or goes."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import comfy.model_management
 import comfy.sd
@@ -115,28 +115,38 @@ class _Swap:
         row = latent[:1].repeat(2 if self._both else 1, 1, 1, 1)
         parts = torch.arange(len(latent)).split(candidates_that_fit(self.models[1], row, len(latent)))
         self.total = len(parts) * len(self.sigmas) * (2 if self.apart else 1)
-        for part in parts:
-            self._run_part(latent, part.tolist())
+        parts = [part.tolist() for part in parts]
+        # The source branch never changes, so all its anchors can come before the target model is loaded.
+        foreseen = [self._foresee(latent, part) if self.apart else [] for part in parts]
+        for part, source_noises in zip(parts, foreseen, strict=True):
+            self._descend(latent, part, source_noises)
         return self.samples
 
-    def _run_part(self, latent: Tensor, numbers: list[int]) -> None:
-        """numbers: the pictures' places in the batch, one after another."""
-        settings, part, boxes = self.settings, latent[numbers], [self.boxes[number] for number in numbers]
-        noise_of = CandidateNoise(settings.seed, numbers)
-        cells = self._cells(boxes, latent.shape[-2:]).to(latent) if self.masked else None
-        source_noises: list[Tensor] = []
+    def _foresee(self, latent: Tensor, numbers: list[int]) -> list[Tensor]:
+        """The source branch's noise at every anchor, on the CPU. numbers: the pictures' places in the batch."""
+        found: list[Tensor] = []
+        noise_at = self._noises(numbers)
 
-        def noise_at(like: Tensor, anchor: int) -> Tensor:
-            # By iteration, so that runs of different `skip` share the noise of the iterations they share.
-            return noise_of.draw(like, "swap", anchor * settings.skip)
-
-        def foresee(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
-            # The source branch never changes, so all its anchors can come before the target model is loaded.
+        def visit(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
             for anchor, sigma in enumerate(sigmas):
-                source_noises.extend(forward.noises([clean], noise_at(clean, anchor), sigma))
+                found.extend(noise.cpu() for noise in forward.noises([clean], noise_at(clean, anchor), sigma))
                 self._show(clean)
 
-        def descend(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
+        self._sample(0, [0], latent[numbers], [self.boxes[number] for number in numbers], visit)
+        return found
+
+    def _noises(self, numbers: list[int]) -> Callable[[Tensor, int], Tensor]:
+        draws = CandidateNoise(self.settings.seed, numbers)
+        # By iteration, so that runs of different `skip` share the noise of the iterations they share.
+        return lambda like, anchor: draws.draw(like, "swap", anchor * self.settings.skip)
+
+    def _descend(self, latent: Tensor, numbers: list[int], source_noises: list[Tensor]) -> None:
+        """source_noises: as _foresee leaves them, where the source has a model of its own."""
+        settings, part, boxes = self.settings, latent[numbers], [self.boxes[number] for number in numbers]
+        noise_at = self._noises(numbers)
+        cells = self._cells(boxes, latent.shape[-2:]).to(latent) if self.masked else None
+
+        def visit(forward: Forward, clean: Tensor, sigmas: Tensor) -> None:
             both = self._both
 
             def gradient(z: Tensor, iteration: int) -> Tensor:
@@ -144,7 +154,7 @@ class _Swap:
                 noise, sigma = noise_at(clean, anchor), sigmas[anchor]
                 *others, target = forward.noises([clean, z] if both else [z], noise, sigma)
                 if self.apart:
-                    others = [source_noises[anchor]]
+                    others = [source_noises[anchor].to(z)]
                 g = target - (others[0] if self.method.source else noise)
                 if self.method.contrast:
                     generator = torch.Generator().manual_seed((settings.seed + anchor) % 2**64)
@@ -164,9 +174,7 @@ class _Swap:
             how = settings.iterations, settings.skip, inside, settings.momentum
             distil(clean, gradient, *how, after_anchor, settings.learning_rate)
 
-        if self.apart:
-            self._sample(0, [0], part, boxes, foresee)
-        self._sample(1, [0, 1] if self._both else [1], part, boxes, descend)
+        self._sample(1, [0, 1] if self._both else [1], part, boxes, visit)
 
     @property
     def masked(self) -> bool:

@@ -27,7 +27,9 @@ def pytest_configure(config: pytest.Config) -> None:
     _import_pack()
     from inlay.host.boot import boot
 
-    boot(COMFYUI, base_directory=Path(tempfile.mkdtemp(prefix="inlay-tests-")), cpu=True)
+    folder = tempfile.TemporaryDirectory(prefix="inlay-tests-", ignore_cleanup_errors=True)
+    config.add_cleanup(folder.cleanup)
+    boot(COMFYUI, base_directory=Path(folder.name), cpu=True)
     # Nets this small lose more to the threads' hand-over than they gain.
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
 

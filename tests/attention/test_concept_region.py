@@ -50,9 +50,9 @@ def attention(layer, queries, context):
     return (weights @ v).transpose(1, 2).flatten(2)
 
 
-def formula(regions, raw, conditional=False):
+def formula(regions, raw, conditional=False, positive=0):
     """A block's forward from eq. 12-13. regions: [(box, one context per row of a condition)]. conditional: only the
-    positive's rows have them.
+    positive's rows have them; positive: which of the guider's lists it is.
     """
 
     def forward(self, x, context, transformer_options):
@@ -68,8 +68,8 @@ def formula(regions, raw, conditional=False):
             mixed[:, inside] = attention(self.attn2, normed[:, inside], rows)
         if conditional:
             indices = transformer_options["cond_or_uncond"]
-            positive = torch.tensor([index == 0 for index in indices]).repeat_interleave(len(x) // len(indices))
-            mixed = torch.where(positive[:, None, None], mixed, plain)
+            told = torch.tensor([index == positive for index in indices]).repeat_interleave(len(x) // len(indices))
+            mixed = torch.where(told[:, None, None], mixed, plain)
         x = x + self.attn2.to_out(mixed)
         return x + self.ff(self.norm3(x))
 
@@ -98,6 +98,36 @@ def test_the_negative_can_be_left_alone(draw, tiny, phrase, monkeypatch, outside
     monkeypatch.setattr(BasicTransformerBlock, "forward", formula([(BOX, concept)], outside == "raw", True))
     assert same(ours, draw(tiny.model))
     assert not same(ours, both)
+
+
+def test_conditional_rows_are_the_positives_in_any_guiders_order(tiny, encode, phrase, monkeypatch):
+    """DualCFG puts the negative first, and another pack's further pass may hold the negative alone."""
+    import comfy.samplers
+    from comfy_extras.nodes_custom_sampler import Guider_DualCFG
+
+    def draw(model):
+        def again(args):
+            comfy.samplers.calc_cond_batch(
+                args["model"], [args["uncond"], None], args["input"], args["sigma"], args["model_options"]
+            )
+            return args["denoised"]
+
+        model = model.clone()
+        model.set_model_sampler_post_cfg_function(again)
+        guider = Guider_DualCFG(model)
+        guider.set_conds(encode("a red star"), encode("a beach"), encode(""))
+        guider.set_cfg(4.0, 2.0)
+        latent = torch.zeros(1, 4, 16, 18)
+        euler = comfy.samplers.ksampler("euler")
+        with torch.no_grad():
+            return guider.sample(latent + 1, latent, euler, torch.tensor([10.0, 5.0, 0.0]), disable_pbar=True)
+
+    concept = phrase("a blue robot")
+    ours = draw(concept_region(tiny.model, [concept], [BOX], SIZE, rows="conditional"))
+    plain = draw(tiny.model)
+    monkeypatch.setattr(BasicTransformerBlock, "forward", formula([(BOX, concept)], False, True, positive=2))
+    assert same(ours, draw(tiny.model))
+    assert not same(ours, plain)
 
 
 @pytest.mark.parametrize("outside", ["ca", "raw"])

@@ -81,6 +81,18 @@ def test_nothing_above_the_threshold_names_the_picture(tiny, pictures, monkeypat
         find_boxes(tiny.model, tiny.clip, tiny.vae, pictures[:1], PROMPT, "star", passes=1)
 
 
+@pytest.mark.parametrize("outline", ["words", "salient part"])
+def test_attention_that_is_not_a_number_says_so(tiny, pictures, mask_salient, monkeypatch, outline):
+    broken = tiny.model.clone()
+    broken.set_model_attn1_patch(lambda q, k, v, extra: (q * float("nan"), k, v))
+    broken.set_model_attn2_patch(lambda q, k, v, extra: (q * float("nan"), k, v))
+    with pytest.raises(ValueError, match="attention holds values that are not numbers"):
+        find_boxes(broken, tiny.clip, tiny.vae, pictures[:1], PROMPT, "star", passes=1, outline=outline)
+    monkeypatch.setattr(tiny, "model", broken)
+    with pytest.raises(ValueError, match="attention holds values that are not numbers"):
+        mask_salient()
+
+
 @pytest.mark.parametrize("node", ["box", "saliency"])
 def test_flow_and_joint_attention_models_are_refused(tiny, pictures, mask_salient, node, monkeypatch):
     flow = tiny.model.clone()

@@ -118,6 +118,15 @@ def test_the_contrast_gradient_by_finite_differences(tiny, encode, picture):
         inside_sampling(tapped, texts, encode(""), latent, torch.tensor([1.0]), 7.5, 0, body)
 
 
+def test_a_contrast_that_overflows_is_left_out(swap, monkeypatch, caplog):
+    from inlay.host import contrast
+
+    plain = swap(replace(QUICK, method="cds", contrast=0.0))[1]["samples"]
+    monkeypatch.setattr(contrast, "LOSS_SCALE", float("inf"))
+    assert torch.equal(swap(replace(QUICK, method="cds"))[1]["samples"], plain)
+    assert "gradient overflowed" in caplog.text
+
+
 def test_pooled_outputs_and_lengths_are_stacked():
     one = [[torch.zeros(1, 77, 4), {"pooled_output": torch.zeros(1, 3)}]]
     two = [[torch.ones(1, 154, 4), {"pooled_output": torch.ones(1, 3)}]]

@@ -53,9 +53,15 @@ def test_pictures_that_do_not_fit_together_come_out_the_same(swap, tiny, monkeyp
     image, latent = swap(target_model)
     assert rows == ([4] * 4 if apart else [8] * 2)
     rows.clear()
+    models, sample = [], swap_module._Swap._sample
+    monkeypatch.setattr(
+        swap_module._Swap, "_sample", lambda self, which, *a: models.append(which) or sample(self, which, *a)
+    )
     monkeypatch.setattr(candidates, "HEADROOM", 1e12)
     alone, parts = swap(target_model)
     assert rows == ([2] * 8 if apart else [4] * 4)
+    # Source and target in turns would load each model once a part.
+    assert models == ([0, 0, 1, 1] if apart else [1, 1])
     assert (latent["samples"] - parts["samples"]).abs().max() < 1e-4
     assert (image - alone).abs().max() < 1e-3
 
