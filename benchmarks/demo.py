@@ -25,8 +25,7 @@ def run(models: DemoModels | None = None) -> Iterator[Comparison]:
 
     def job():
         texts = encode_texts(models.clip, task.captions), encode_texts(models.clip, [""])
-        null = texts[1][0][0]
-        guided = guide_region(models.model, [Region(task.mask)], "null", null)
+        guided = guide_region(models.model, [Region(task.mask)])
         trajectory, _ = invert_image(models.model, models.vae, task.image, positive=texts[1], steps=INVERSION_STEPS)
         settings = PaintSettings(steps=STEPS, cfg=CFG)
         return paint(guided, *texts, models.vae, task.image, task.mask, settings, trajectory)

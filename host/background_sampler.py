@@ -13,7 +13,7 @@ from ..guidance.masks import progressive_masks
 from ..guidance.noise import CandidateNoise
 from ..guidance.samplers import sample
 from ..guidance.trajectory import Trajectory
-from .models import model_id, prediction_kind
+from .models import model_id, prediction_kind, require_added_noise
 
 BACKGROUNDS = ("inverted", "renoised", "fixed", "none")
 
@@ -125,6 +125,8 @@ class _Plan:
             steps, options = self.sampler.sampler_function, self.sampler.extra_options
             own = sigmas.clone()  # UniPC writes into them
             return steps(model, x, own, extra_args=extra_args, callback=callback, disable=disable, **options)
+        if self.method == "ddpm" or self.eta > 0 or self.repeats > 1:
+            require_added_noise(model.inner_model.model_patcher)
         rows = x.new_ones(len(x))
 
         def on_step(index: int, x: Tensor, denoised: Tensor) -> None:

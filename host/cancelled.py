@@ -2,6 +2,8 @@
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import comfy.utils
 import folder_paths
@@ -12,6 +14,15 @@ from torch import Tensor
 logger = logging.getLogger("inlay")
 
 PREVIEW_SIDE = 512
+
+
+@contextmanager
+def while_cancelling() -> Iterator[None]:
+    """Logs what fails in here: the work so far is worth keeping, but no other error may take the interrupt's place."""
+    try:
+        yield
+    except Exception as error:
+        logger.warning("Cancelled. What was there could not be kept: %s", error)
 
 
 def keep_pictures(images: Tensor, name: str, step: int, total: int) -> list[str]:

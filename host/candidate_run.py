@@ -40,12 +40,15 @@ class CandidateRun:
     step: int = 0
     total: int = 0
 
+    @property
+    def _draws_by_batch(self) -> bool:
+        return self.settings.sampler not in SAMPLERS and draws_by_batch(self.settings.sampler)
+
     def parts(self) -> Iterator[Tensor]:
         """Latents of the candidates in order, (k * B, C, h, w) on the host's device for intermediate results."""
-        wanted, name = self.settings.candidates, self.settings.sampler
-        alone = name not in SAMPLERS and draws_by_batch(name)
+        wanted = self.settings.candidates
         fit = candidates_that_fit(self.guider.model_patcher, self.latent, wanted)
-        size = 1 if alone else self.settings.at_once or fit
+        size = 1 if self._draws_by_batch else self.settings.at_once or fit
         if size < wanted:
             logger.info("Painting %d candidates, %d at a time.", wanted, size)
         rows = self.start.repeat(wanted, 1, 1, 1)
@@ -107,7 +110,7 @@ class CandidateRun:
             callback=after_step,
             disable_pbar=not comfy.utils.PROGRESS_BAR_ENABLED,
             # A sampler that draws by the batch would draw the same for every candidate.
-            seed=settings.seed if own else settings.seed + first,
+            seed=(settings.seed + first) % 2**64 if self._draws_by_batch else settings.seed,
         )
         return samples.to(comfy.model_management.intermediate_device())
 

@@ -4,7 +4,7 @@ import hashlib
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import EDM, EPS, V_PREDICTION, X0
+from comfy.model_sampling import CONST, EDM, EPS, V_PREDICTION, X0
 from torch import Tensor
 
 _PROBED_WEIGHTS = 24
@@ -20,6 +20,15 @@ def prediction_kind(model: ModelPatcher) -> str:
             "Use an SD1.x, SD2.x, SDXL or PixArt model."
         )
     return "v" if isinstance(sampling, V_PREDICTION) else "eps"
+
+
+def require_added_noise(model: ModelPatcher) -> None:
+    """Raises ValueError for flow matching, whose levels are mixtures: fresh noise on top leads to other levels."""
+    if isinstance(model.get_model_object("model_sampling"), CONST):
+        raise ValueError(
+            f"{type(model.model).__name__} is a flow-matching model, where ddpm, eta and repeats put in wrong noise. "
+            "Choose ddim or euler with eta 0 and repeats 1, or connect a sampler of the host."
+        )
 
 
 def model_id(model: ModelPatcher) -> str:

@@ -14,11 +14,12 @@ from ..guidance.paste import fill_smoothly, paste_back
 from ..guidance.samplers import SAMPLERS
 from ..guidance.start import start_latent
 from ..guidance.trajectory import Trajectory
-from .cancelled import keep_pictures
+from .cancelled import keep_pictures, while_cancelling
 from .candidate_run import CandidateRun
 from .decoder_tuning import decode_tuned
 from .inpaint_channels import hole, inpaint_channels, takes_masked_image
 from .inversion import invert_latent
+from .models import model_id
 from .paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES, TUNED, PaintSettings, schedule
 from .pictures import decode_picture, encode_picture, pad_mask
 
@@ -61,7 +62,9 @@ def paint(
         guider.set_conds(positive, negative)
         guider.set_cfg(settings.cfg)
     painter = guider.model_patcher
-    from_noise = float(levels[0]) >= float(painter.get_model_object("model_sampling").sigma_max) * (1 - 1e-4)
+    sigma_max = float(painter.get_model_object("model_sampling").sigma_max)
+    # Some schedulers begin below the greatest level even where the whole of it is asked for.
+    from_noise = settings.denoise > 0.9999 if sigmas is None else float(levels[0]) >= sigma_max * (1 - 1e-4)
 
     channels, source = {}, image
     if takes_masked_image(painter):
@@ -74,6 +77,11 @@ def paint(
     if settings.background == "inverted" and trajectory is not None:
         trajectory.check_picture(height, width)
     elif settings.background == "inverted":
+        if painter is not model and model_id(painter) != model_id(model):
+            raise ValueError(
+                "The guider paints with another model than the one that would invert the picture. "
+                "Connect the guider's own model, or choose the background renoised."
+            )
         empty = node_helpers.conditioning_set_values(negative, channels)
         trajectory, _ = invert_latent(model, latent, height, width, empty, steps=settings.inversion_steps)
 
@@ -102,9 +110,11 @@ def paint(
         reached = samples[len(images) :]
         if job.view is not None and job.view.isfinite().all():
             reached.append(painter.model.process_latent_out(job.view.float().cpu()))
-        images += [finish(part, tune=False) for part in reached]
+        with while_cancelling():
+            images += [finish(part, tune=False) for part in reached]
         if images:
-            keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
+            with while_cancelling():
+                keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
         raise
     samples = torch.cat(samples)
     return torch.cat(images), {"samples": samples, "batch_index": list(range(len(samples)))}

@@ -185,7 +185,8 @@ class Plan:
 
     def _alike(self, region: Region, masks: int) -> dict[tuple[int, Area, Text], list[int]]:
         """The rows that a region treats alike: same mask of its batch, same area, same text."""
-        if masks not in (1, self.pictures):
+        # A sampler that paints several candidates repeats the whole batch, its pictures in the same order.
+        if self.pictures % masks:
             raise ValueError(
                 f"There are {masks} region masks for {self.pictures} pictures. Give one mask, or one for each picture."
             )

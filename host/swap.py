@@ -16,7 +16,7 @@ from ..guidance.masks import fit_mask, require_region
 from ..guidance.noise import CandidateNoise
 from ..guidance.paste import paste_back
 from .branches import Forward, inside_sampling, require_own_text, require_same_family
-from .cancelled import keep_pictures
+from .cancelled import keep_pictures, while_cancelling
 from .candidates import candidates_that_fit
 from .concept_region_patch import concept_region
 from .contrast import contrast_gradient, with_backward
@@ -71,7 +71,8 @@ def swap_picture(
         samples = job.run(latent)
     except comfy.model_management.InterruptProcessingException:
         if job.samples is not None:
-            keep_pictures(finish(job.samples), "inlay_cancelled", job.done, job.total)
+            with while_cancelling():
+                keep_pictures(finish(job.samples), "inlay_cancelled", job.done, job.total)
         raise
     return finish(samples), {"samples": samples}
 

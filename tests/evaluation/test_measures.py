@@ -98,6 +98,8 @@ def test_accuracy_leaves_out_the_colours_of_pencil_drawings():
 
 
 def test_shuffled_labels_are_the_same_labels_elsewhere():
+    few = {"style": torch.arange(8)}
+    assert not any((judging.shuffled(few, seed)["style"] == few["style"]).any() for seed in range(20))
     truth = judging.truth_of(draw_scenes(range(200), objects=1))
     dealt = judging.shuffled(truth, 1)
     for name in truth:

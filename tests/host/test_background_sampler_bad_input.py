@@ -54,3 +54,6 @@ def test_fixed_and_none_work_on_flow_models(tiny, paint, latent, mask):
     levels = torch.tensor([1.0, 0.5, 0.0])
     for background in ("fixed", "none"):
         assert torch.isfinite(paint(background_sampler(background, latent, mask), model=flow, levels=levels)).all()
+        for options in ({"method": "ddpm"}, {"eta": 0.5}, {"repeats": 2}):
+            with pytest.raises(ValueError, match="eta 0 and repeats 1"):
+                paint(background_sampler(background, latent, mask, **options), model=flow, levels=levels)

@@ -9,7 +9,7 @@ import torch
 from inlay.guidance.start import STARTS, start_latent
 from inlay.host.inpaint_channels import inpaint_channels
 from inlay.host.inversion import invert_image
-from inlay.host.painting import SCHEDULER_NAMES, PaintSettings
+from inlay.host.painting import SCHEDULER_NAMES, PaintSettings, schedule
 from inlay.nodes.paint import Paint
 
 from nodes import InpaintModelConditioning
@@ -78,20 +78,25 @@ def test_from_the_highest_level_with_the_picture_under_the_noise_it_still_is(job
     assert (job(settings)[1]["samples"] - want).norm() < 1e-5 * want.norm()
 
 
+@pytest.mark.parametrize("scheduler", ["normal", "ddim_uniform"])
 @pytest.mark.parametrize("start", STARTS)
-def test_what_the_model_first_reads_in_the_mask(job, tiny, start):
+def test_what_the_model_first_reads_in_the_mask(job, tiny, start, scheduler):
+    """Also where a scheduler begins below the greatest level."""
     first = []
     model = tiny.model.clone()
     model.set_model_unet_function_wrapper(
         lambda apply, call: first.append(call["input"]) or apply(call["input"], call["timestep"], **call["c"])
     )
-    job(replace(FEW, background="fixed", start=start), model=model)
+    settings = replace(FEW, background="fixed", start=start, scheduler=scheduler)
+    job(settings, model=model)
     clean = tiny.model.model.process_latent_in(tiny.vae.encode(scene()))
     cells = torch.nn.functional.max_pool2d(box()[:, None], 8)
     under = start_latent(start, clean, cells)
     # The host makes the whole variance noise where sampling begins at the highest level.
-    sigma = tiny.model.get_model_object("model_sampling").sigma_max
-    want = comfy.sample.prepare_noise(clean, 7) * (1 + sigma**2).sqrt() + under
+    highest, sigma = tiny.model.get_model_object("model_sampling").sigma_max, schedule(tiny.model, settings)[0]
+    assert (sigma < 0.99 * highest) == (scheduler == "ddim_uniform")
+    scale = sigma if scheduler == "ddim_uniform" else (1 + highest**2).sqrt()
+    want = comfy.sample.prepare_noise(clean, 7) * scale + under
     inside = cells.expand_as(want) > 0
     assert torch.allclose(first[0][:1][inside], want[inside], atol=1e-4)
 
@@ -212,6 +217,9 @@ def test_bad_input_is_one_clear_sentence(job, tiny):
     with pytest.raises(ValueError, match="another model"):
         trajectory, _ = invert_image(tiny.inpaint_model, tiny.vae, scene(), steps=2)
         job(trajectory=trajectory)
+    elsewhere = comfy.samplers.CFGGuider(tiny.inpaint_model)
+    with pytest.raises(ValueError, match="The guider paints with another model"):
+        job(guider=elsewhere)
     broken = tiny.model.clone()
     broken.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * torch.nan)
     with pytest.raises(ValueError, match="Sampling ended in values that are not numbers"):

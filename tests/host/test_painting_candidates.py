@@ -10,20 +10,22 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from inlay.host import candidates
+from inlay.host import candidates, painting
 from inlay.host.candidate_run import CandidateRun
+from inlay.host.region_patches import guide_region
+from inlay.host.regions import Region
 
 from .painting_scene import FEW, H, W, box, scene
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_ancestral"])
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "euler_ancestral", "dpmpp_2m", "heun"])
 def test_candidates_do_not_depend_on_how_they_are_batched(job, sampler):
     settings = replace(FEW, candidates=3, background="renoised", sampler=sampler)
     _, one = job(replace(settings, at_once=1))
     _, two = job(replace(settings, at_once=2))
     _, alone = job(replace(settings, candidates=1))
     scale = one["samples"].abs().max()
-    assert (one["samples"] - two["samples"]).abs().max() < 1e-5 * scale
+    assert (one["samples"] - two["samples"]).abs().max() < 2e-4 * scale
     assert torch.equal(one["samples"][:1], alone["samples"])
     assert (one["samples"][0] - one["samples"][1]).abs().max() > 0.1 * scale
 
@@ -76,6 +78,37 @@ def test_a_batch_of_pictures_with_candidates(job, tiny, kind):
         assert torch.equal(images[row][outside], image[row % 2][outside])
     one_by_one, _ = job(replace(settings, at_once=1), image=image, mask=mask)
     assert (images - one_by_one).abs().max() < 1e-4
+
+
+def test_a_batch_of_pictures_with_candidates_and_regions_of_their_own(job, tiny, encode):
+    masks = torch.cat([box(), box().flip(2)])
+    texts = torch.cat([encode("a red star")[0][0], encode("a blue robot")[0][0]])
+    guided = guide_region(tiny.model, [Region(masks, texts)])
+    settings = replace(FEW, candidates=2)
+    together, _ = job(replace(settings, at_once=2), model=guided, image=scene(batch=2), mask=masks)
+    one_by_one, _ = job(replace(settings, at_once=1), model=guided, image=scene(batch=2), mask=masks)
+    assert (together - one_by_one).abs().max() < 1e-4
+
+
+@pytest.mark.parametrize("broken", ["decoder", "folder"])
+def test_what_cannot_be_kept_does_not_take_the_cancels_place(job, tiny, monkeypatch, caplog, broken):
+    calls = []
+
+    def press_cancel(apply, asked):
+        calls.append(0)
+        if len(calls) == 4:
+            comfy.model_management.interrupt_current_processing()
+        return apply(asked["input"], asked["timestep"], **asked["c"])
+
+    def fails(*_, **__):
+        raise OSError("no space left")
+
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(press_cancel)
+    monkeypatch.setattr(painting, {"decoder": "decode_picture", "folder": "keep_pictures"}[broken], fails)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        job(replace(FEW, steps=5, cfg=1.0, background="none"), model=model)
+    assert "could not be kept: no space left" in caplog.text
 
 
 def test_patches_learn_which_candidates_they_see(job, tiny):
