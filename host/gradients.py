@@ -12,6 +12,8 @@ import torch
 from comfy.clip_model import CLIPLayer
 from torch import Tensor, nn
 
+from .static_copy import static_clone
+
 
 def normalise(module: nn.Module) -> None:
     """Freezes every weight and makes ordinary tensors of inference tensors, which autograd refuses. Idempotent."""
@@ -21,12 +23,22 @@ def normalise(module: nn.Module) -> None:
                 if weight is None:
                     continue
                 if weight.is_inference():
-                    part._parameters[name] = nn.Parameter(weight.detach().clone(), requires_grad=False)
+                    part._parameters[name] = own = nn.Parameter(weight.detach().clone(), requires_grad=False)
+                    # The host notes on a weight what it is cast to.
+                    for note, value in vars(weight).items():
+                        vars(own).setdefault(note, value)
                 else:
                     weight.requires_grad_(False)
+            # What dynamic loading cast in the executor's mode, a ControlNet's weights for example, is cast anew.
+            if any(isinstance(cast, Tensor) and cast.is_inference() for cast in _cast_weights(part)):
+                part._v_signature = None
             for name, buffer in part._buffers.items():
                 if buffer is not None and buffer.is_inference():
                     part._buffers[name] = buffer.clone()
+
+
+def _cast_weights(module: nn.Module) -> Iterator[Any]:
+    return (vars(module).get(name) for name in ("_v_weight", "_v_bias"))
 
 
 def ordinary(value: Any) -> Any:
@@ -100,7 +112,4 @@ def differentiable_layers(*modules: nn.Module) -> Iterator[None]:
 
 def static_patcher(patcher: comfy.model_patcher.ModelPatcher) -> comfy.model_patcher.ModelPatcher:
     """A clone whose weights stay where they are loaded: dynamic ones may be overwritten before backward reads them."""
-    if patcher.is_dynamic() and patcher.cached_patcher_init is not None:
-        with torch.inference_mode(False):
-            return patcher.clone(disable_dynamic=True)
-    return patcher.clone()
+    return static_clone(patcher) if patcher.is_dynamic() else patcher.clone()
