@@ -4,7 +4,9 @@ The host's own bypass exchanges a layer's forward and puts it back in the order 
 layer one stays behind. Forward hooks come off in any order.
 """
 
+import copy
 from collections.abc import Callable, Mapping
+from weakref import WeakKeyDictionary
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -22,29 +24,29 @@ class AdapterHooks:
 
     def __init__(self, adapters: Mapping[nn.Module, Adapter], strength: float = 1.0, dropout: float = 0.0) -> None:
         """dropout: share of an adapter's inputs that are left out, for training."""
-        self._adapters, self._dropout = dict(adapters), dropout
-        self._own = {one: one.weights for one in self._adapters.values() if not isinstance(one, nn.Module)}
+        self._adapters, self._strength, self._dropout = dict(adapters), strength, dropout
         self._handles: list[torch.utils.hooks.RemovableHandle] = []
-        for layer, adapter in self._adapters.items():
-            # Tells the adapter its strength and whether the layer is a convolution.
-            BypassForwardHook(layer, adapter, multiplier=strength)
 
     def attach(self, device: torch.device) -> None:
         for layer, adapter in self._adapters.items():
-            if isinstance(adapter, nn.Module):
-                adapter.to(device)
-            else:
-                adapter.weights = tuple(
-                    weight.to(device) if isinstance(weight, Tensor) else weight for weight in adapter.weights
-                )
-            self._handles.append(layer.register_forward_hook(_add(adapter, self._dropout)))
+            on_device = _moved(adapter, device)
+            # Tells the adapter its strength and whether the layer is a convolution.
+            BypassForwardHook(layer, on_device, multiplier=self._strength)
+            self._handles.append(layer.register_forward_hook(_add(on_device, self._dropout)))
 
     def remove(self) -> None:
         """Takes them off, and what was copied to the device with them."""
         while self._handles:
             self._handles.pop().remove()
-        for adapter, weights in self._own.items():
-            adapter.weights = weights
+
+
+def _moved(adapter: Adapter, device: torch.device) -> Adapter:
+    """What is trained goes there itself; of what is only used a copy, because several models may share it."""
+    if isinstance(adapter, nn.Module):
+        return adapter.to(device)
+    moved = copy.copy(adapter)
+    moved.weights = tuple(weight.to(device) if isinstance(weight, Tensor) else weight for weight in adapter.weights)
+    return moved
 
 
 def _add(adapter: Adapter, share: float) -> Callable[..., Tensor]:
@@ -57,11 +59,27 @@ def _add(adapter: Adapter, share: float) -> Callable[..., Tensor]:
     return hook
 
 
-def inject(model: ModelPatcher, adapters: Mapping[nn.Module, Adapter], strength: float) -> None:
-    """Has the host attach them whenever it loads this model, and remove them with it."""
-    hooks = AdapterHooks(adapters, strength)
-    injection = PatcherInjection(
-        inject=lambda patcher: hooks.attach(patcher.load_device), eject=lambda patcher: hooks.remove()
-    )
+class AdapterInjection(PatcherInjection):
+    """Adapters that the host attaches whenever it loads a model, and removes with it. adapters: by layers' names."""
+
+    def __init__(self, adapters: Mapping[str, Adapter], strength: float) -> None:
+        super().__init__(inject=self._attach, eject=self._remove)
+        self.adapters, self.strength = dict(adapters), strength
+        # Clones share this injection, and one of them may run on a copy of the model.
+        self._attached: WeakKeyDictionary[nn.Module, AdapterHooks] = WeakKeyDictionary()
+
+    def _attach(self, patcher: ModelPatcher) -> None:
+        self._remove(patcher)
+        layers = {patcher.model.get_submodule(name): adapter for name, adapter in self.adapters.items()}
+        self._attached[patcher.model] = hooks = AdapterHooks(layers, self.strength)
+        hooks.attach(patcher.load_device)
+
+    def _remove(self, patcher: ModelPatcher) -> None:
+        if (hooks := self._attached.pop(patcher.model, None)) is not None:
+            hooks.remove()
+
+
+def inject(model: ModelPatcher, adapters: Mapping[str, Adapter], strength: float) -> None:
+    """Has the host attach them whenever it loads this model or a copy of it. adapters: by layers' names."""
     # A key of its own for each: the host keeps one list a key.
-    model.set_injections(f"inlay_adapters_{len(model.injections)}", [injection])
+    model.set_injections(f"inlay_adapters_{len(model.injections)}", [AdapterInjection(adapters, strength)])

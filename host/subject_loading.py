@@ -41,9 +41,8 @@ def load_subject(
     if way == "weights":
         patched.add_patches(loaded, strength)
         return patched
-    layers = dict(model.model.named_modules())
     adapters = {
-        layers[key.removesuffix(".weight")]: adapter
+        key.removesuffix(".weight"): adapter
         for key, adapter in loaded.items()
         if isinstance(adapter, WeightAdapterBase)
     }

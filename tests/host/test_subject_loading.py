@@ -1,5 +1,7 @@
 """A subject's file on its base: eq. 7 in the weights, the stock loader's results, refusals."""
 
+import copy
+import inspect
 from pathlib import Path
 
 import comfy.lora
@@ -10,6 +12,7 @@ import torch
 from comfy_execution.graph_utils import ExecutionBlocker
 from inlay.guidance.reference import ReferenceEncoder
 from inlay.host.adapter_hooks import AdapterHooks
+from inlay.host.demo_models import build_model, build_unet
 from inlay.host.lora_files import (
     ALPHA,
     DOWN,
@@ -98,20 +101,36 @@ def test_bypass_is_the_same_model_and_two_of_them_add_up(tiny, lora, told, sampl
     assert torch.equal(sample(tiny.inpaint_model, **told), plain)
 
 
+def test_bypass_also_reaches_a_copy_of_the_model(tiny, lora, told, sample):
+    """Gradients are taken on a copy where the host loads weights dynamically."""
+    plain = sample(tiny.inpaint_model, **told)
+    patched = load_subject(tiny.inpaint_model, lora, 0.8, "bypass")
+    copied = patched.clone()
+    copied.model = build_model(build_unet(9, seed=3).state_dict()).model
+    bypassed = sample(patched, **told)
+    assert not torch.equal(bypassed, plain)
+    assert torch.equal(sample(copied, **told), bypassed)
+    # Both were loaded at once; taking one off leaves the other on.
+    copied.detach()
+    assert torch.equal(sample(patched, **told), bypassed)
+    assert torch.equal(sample(tiny.inpaint_model, **told), plain)
+    assert not any(module._forward_hooks for module in copied.model.modules())
+
+
 def test_nothing_stays_on_the_device_when_adapters_are_taken_off(tiny, lora):
     keys = comfy.lora.model_lora_keys_unet(tiny.inpaint_model.model, {})
     adapter = comfy.lora.load_lora(dict(lora), keys)[LAYER]
-    own = adapter.weights
-    hooks = AdapterHooks({tiny.inpaint_model.model.get_submodule(LAYER.removesuffix(".weight")): adapter})
+    layer = copy.deepcopy(tiny.inpaint_model.model.get_submodule(LAYER.removesuffix(".weight")))
+    hooks = AdapterHooks({layer: adapter})
     hooks.attach(torch.device("meta"))
-    assert adapter.weights[0].device.type == "meta"
+    (hook,) = layer._forward_hooks.values()
+    assert inspect.getclosurevars(hook).nonlocals["adapter"].weights[0].device.type == "meta"
+    assert all(not isinstance(weight, torch.Tensor) or weight.device.type == "cpu" for weight in adapter.weights)
     hooks.remove()
-    assert adapter.weights is own
+    assert not layer._forward_hooks
 
 
 def test_a_file_of_another_base_is_refused_with_the_reason(tiny, lora):
-    from inlay.host.demo_models import build_model, build_unet
-
     with pytest.raises(ValueError, match="9 channels in.*4 channels in"):
         load_subject(tiny.model, lora, 1.0)
     other = build_model(build_unet(9, seed=77).state_dict())
