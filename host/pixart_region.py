@@ -1,5 +1,6 @@
 """Region guidance on PixArt, whose blocks the host gives no patches: their forward is an object patch."""
 
+from collections.abc import Sequence
 from functools import partial
 
 from comfy.ldm.pixart.blocks import t2i_modulate
@@ -15,15 +16,19 @@ class _Call:
     """What the blocks of the running model have to know; empty between calls."""
 
     plan: Plan | None = None
+    # Not those that were patched: a copy of the model carries the same patches.
+    blocks: Sequence[nn.Module] = ()
     embedder: nn.Module
 
     def around(self, executor, x, t, c_concat=None, c_crossattn=None, control=None, transformer_options=None, **rest):
         self.plan = Plan.of(transformer_options, len(x), tuple(x.shape[-2:]))
-        self.embedder = executor.class_obj.diffusion_model.y_embedder
+        net = executor.class_obj.diffusion_model
+        self.blocks, self.embedder = net.blocks, net.y_embedder
         try:
             return executor(x, t, c_concat, c_crossattn, control, transformer_options, **rest)
         finally:
-            self.plan = None
+            self.plan, self.blocks = None, ()
+            del self.embedder
 
 
 def guide_pixart(model: ModelPatcher) -> None:
@@ -35,18 +40,19 @@ def guide_pixart(model: ModelPatcher) -> None:
         return
     call = _Call()
     model.add_wrapper_with_key(WrappersMP.APPLY_MODEL, REGIONS, call.around)
-    for number, block in enumerate(model.get_model_object("diffusion_model").blocks):
+    for number in range(len(model.get_model_object("diffusion_model").blocks)):
         key = f"diffusion_model.blocks.{number}.forward"
         if key in model.object_patches:
             raise ValueError("Another node has replaced the blocks of this PixArt model. Use only one of the two.")
-        model.add_object_patch(key, partial(_forward, block, call))
+        model.add_object_patch(key, partial(_forward, number, call))
 
 
-def _forward(block: nn.Module, call: _Call, x: Tensor, y: Tensor, t: Tensor, mask=None, HW=None, **rest) -> Tensor:
+def _forward(number: int, call: _Call, x: Tensor, y: Tensor, t: Tensor, mask=None, HW=None, **rest) -> Tensor:
     """PixArt's block: x + SA, + CA, + MLP, each of the outer two scaled, shifted and gated by the noise level.
 
     x: (B, N, C). y: (1, B * L, C), the texts of all rows. t: (B, 6 C). HW: the latent's size, cells of two by two.
     """
+    block = call.blocks[number]
     grid = HW[0] // 2, HW[1] // 2
     if call.plan is None or grid[0] * grid[1] != x.shape[1]:
         return type(block).forward(block, x, y, t, mask, HW, **rest)
@@ -74,8 +80,8 @@ def _forward(block: nn.Module, call: _Call, x: Tensor, y: Tensor, t: Tensor, mas
             exchanged = exchanged.index_put(part.index, asked)
     crossed = block.cross_attn(exchanged, plan.first_texts(layout, own).reshape(1, -1, y.shape[-1]), mask)
 
-    def further(number: int, part: Part) -> Tensor:
-        return block.cross_attn(queries[number], plan.text_of(part, own).reshape(1, -1, y.shape[-1]))
+    def further(which: int, part: Part) -> Tensor:
+        return block.cross_attn(queries[which], plan.text_of(part, own).reshape(1, -1, y.shape[-1]))
 
     x = x + cross_attend(crossed, layout.parts, further)
     return x + gate_mlp * block.mlp(t2i_modulate(block.norm2(x), shift_mlp, scale_mlp))

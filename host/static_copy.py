@@ -56,6 +56,9 @@ def _copied(patcher: ModelPatcher) -> ModelPatcher:
             left_out += [value for name, value in vars(module).items() if name in _OF_LOADING or name in _EMPTIED]
         # Numbers are shared with what stays.
         memo: dict[int, Any] = {id(value): None for value in left_out if not isinstance(value, (int, float))}
+        # The host's configurations answer to every name, __setstate__ too, and cannot be copied.
+        config = getattr(patcher.model, "model_config", None)
+        memo[id(config)] = config
         for named in (patcher.model.named_parameters, patcher.model.named_buffers):
             for key, weight in named(remove_duplicate=False):
                 memo[id(weight)] = _own(kept.get(key, weight), isinstance(weight, nn.Parameter), patcher.offload_device)

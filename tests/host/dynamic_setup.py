@@ -1,7 +1,5 @@
 """The host's dynamic patcher on a CPU: all of it but the graphics memory that it keeps weights in."""
 
-import copy
-
 import torch
 from comfy.model_patcher import ModelPatcherDynamic
 from torch import nn
@@ -28,10 +26,9 @@ class DynamicOnCpu(ModelPatcherDynamic):
 
 
 def load_dynamically(net: nn.Module) -> DynamicOnCpu:
-    """A patcher over a copy of the net, loaded and used once by the executor."""
+    """A patcher over the net, loaded and used once by the executor."""
     cpu = torch.device("cpu")
     with torch.inference_mode():
-        net = copy.deepcopy(net)
         for module in net.modules():
             for name, weight in module._parameters.items():
                 if weight is not None:

@@ -118,9 +118,9 @@ def test_every_block_is_the_formula(model, run, monkeypatch, outside):
 
     there, elsewhere, calls, real = text(3, 40), text(4), [], pixart_region._forward
 
-    def record(block, call, x, y, t, mask=None, HW=None, **rest):
-        out = real(block, call, x, y, t, mask, HW, **rest)
-        calls.append((block, x, y.reshape(len(x), -1, y.shape[-1]), t, out))
+    def record(number, call, x, y, t, mask=None, HW=None, **rest):
+        out = real(number, call, x, y, t, mask, HW, **rest)
+        calls.append((call.blocks[number], x, y.reshape(len(x), -1, y.shape[-1]), t, out))
         return out
 
     monkeypatch.setattr(pixart_region, "_forward", record)
@@ -136,6 +136,18 @@ def test_every_block_is_the_formula(model, run, monkeypatch, outside):
                 rest = {"zero": None, "null": elsewhere, "text": elsewhere if row else own[row]}[outside]
                 want = block_output(block, x[row], t[row], wanted, rest)
                 assert far(out[row], want) < 3e-6
+
+
+def test_a_copy_of_the_guided_model_runs_its_own_blocks(model, run):
+    """As under a dynamic patcher, whose static copy carries the same patches."""
+    other = build()
+    for block in other.model.diffusion_model.blocks:
+        block.attn.proj.weight.data *= -2
+    guided = guide_region(model, [Region(LEFT)])
+    copied = guided.clone(model_override=other.get_clone_model_override())
+    wanted = run(guide_region(other, [Region(LEFT)]))
+    assert far(run(guided), wanted) > 1e-3
+    assert torch.equal(run(copied), wanted)
 
 
 def test_compressed_keys_keep_the_text_inside(run):

@@ -5,6 +5,7 @@ import weakref
 import pytest
 import torch
 from comfy.patcher_extension import PatcherInjection
+from inlay.host.demo_models import build_model, build_unet
 from inlay.host.gradients import differentiable_layers, gradient_phase, normalise, static_patcher
 from torch import nn
 
@@ -13,7 +14,7 @@ from .dynamic_setup import load_dynamically
 
 @pytest.fixture
 def loaded(tiny):
-    return load_dynamically(tiny.clip_vision.model)
+    return load_dynamically(copy.deepcopy(tiny.clip_vision.model))
 
 
 def gradient(net):
@@ -34,6 +35,15 @@ def test_a_loader_without_a_way_to_load_again_gives_a_static_copy_with_a_gradien
     assert all(not vars(module).keys() & {"_v", "_v_weight", "_pin_state"} for module in static.model.modules())
     expected = gradient(copy.deepcopy(tiny.clip_vision.model).requires_grad_(False))
     torch.testing.assert_close(gradient(static.model), expected)
+
+
+def test_a_model_of_a_custom_loader_is_copied_with_its_configuration(tiny, sample):
+    loaded = load_dynamically(build_model(build_unet(4, seed=1).state_dict()).model)
+    static = static_patcher(loaded)
+    assert static.model.model_config is loaded.model.model_config
+    assert static.model.diffusion_model is not loaded.model.diffusion_model
+    assert static.model.current_patcher is None
+    torch.testing.assert_close(sample(static, steps=1), sample(tiny.model, steps=1))
 
 
 def test_the_copy_is_of_the_weights_and_objects_as_the_loader_left_them(loaded):
@@ -65,7 +75,7 @@ def test_the_loaders_own_way_is_taken_where_there_is_one(tiny, loaded):
     reloaded = []
 
     def load(disable_dynamic=False):
-        reloaded.append(load_dynamically(tiny.clip_vision.model))
+        reloaded.append(load_dynamically(copy.deepcopy(tiny.clip_vision.model)))
         return reloaded[-1]
 
     loaded.cached_patcher_init = load, ()
