@@ -5,10 +5,10 @@ import logging
 import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.patcher_extension import WrappersMP
 from torch import Tensor
 
 from ..guidance.contrastive import patch_nce
+from .backward_room import make_room
 from .branches import Forward
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .unet_blocks import grid_of, with_patches
@@ -23,13 +23,8 @@ MEMORY_FACTOR = 6
 
 def with_backward(model: ModelPatcher) -> ModelPatcher:
     """A clone that the host loads fully, with room for the activations of a backward pass."""
-
-    def reserve(executor, patcher, noise_shape, conds, *args, **kwargs):
-        shape = [noise_shape[0] * MEMORY_FACTOR, *noise_shape[1:]]
-        return executor(patcher, shape, conds, *args, **{**kwargs, "force_full_load": True})
-
     patched = static_patcher(model)
-    patched.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, "inlay_contrast", reserve)
+    make_room(patched, MEMORY_FACTOR, whole=True)
     return patched
 
 

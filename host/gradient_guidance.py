@@ -12,6 +12,7 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..guidance.normalised import finite_samples, normalised_move
+from .backward_room import make_room
 from .gradients import control_models, gradient_phase, ordinary, plain_attention, static_patcher
 from .models import prediction_kind
 
@@ -62,12 +63,6 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
     key = f"inlay.{guidance.name}.{len(guided.additional_models)}"
     guided.set_additional_models(key, list(guidance.patchers))
 
-    def reserve(executor, patcher, noise_shape, conds, *args, **kwargs):
-        shape = [noise_shape[0] * _MEMORY_FACTOR[guidance.mode], *noise_shape[1:]]
-        if guidance.mode == "exact":
-            kwargs["force_full_load"] = True
-        return executor(patcher, shape, conds, *args, **kwargs)
-
     def predict(executor, x, timestep, model_options=None, seed=None):
         model_options = model_options or {}
         sampling = executor.class_obj.inner_model.model_sampling
@@ -77,7 +72,7 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
         step = _exact if guidance.mode == "exact" else _fast
         return step(executor, x, timestep, model_options, seed, guidance)
 
-    guided.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, key, reserve)
+    make_room(guided, _MEMORY_FACTOR[guidance.mode], whole=guidance.mode == "exact")
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict)
     return guided
 

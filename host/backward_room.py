@@ -1,0 +1,29 @@
+"""Room for a backward pass, asked of the host before it loads a model."""
+
+from typing import Any
+
+from comfy.model_patcher import ModelPatcher
+from comfy.patcher_extension import WrappersMP
+
+_KEY = "inlay_backward_room"
+
+
+class _Room:
+    def __init__(self, factor: int, whole: bool) -> None:
+        self.factor, self.whole = factor, whole
+
+    def __call__(self, executor, patcher, noise_shape, conds, *args: Any, **kwargs: Any) -> Any:
+        if self.whole:
+            kwargs["force_full_load"] = True
+        return executor(patcher, [noise_shape[0] * self.factor, *noise_shape[1:]], conds, *args, **kwargs)
+
+
+def make_room(model: ModelPatcher, factor: int, whole: bool) -> None:
+    """Has the host reserve that many times a plain step's memory, in place. whole: and load all of the model.
+
+    Who asks more than once shares one forward of the model, and gets the most that was asked.
+    """
+    asked = [_Room(factor, whole), *model.get_wrappers(WrappersMP.PREPARE_SAMPLING, _KEY)]
+    model.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _KEY)
+    most = _Room(max(one.factor for one in asked), any(one.whole for one in asked))
+    model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, most)
