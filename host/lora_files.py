@@ -16,9 +16,11 @@ from torch import Tensor
 
 from .embedding_files import embedding_name
 from .models import model_id
+from .weight_probe import same_weights, weight_probe
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 CHANNELS = "inlay.channels"
+PROBE = "inlay.base_weights"
 _DIFFUSERS = ("lora_unet_down_blocks", "lora_unet_mid_block", "lora_unet_up_blocks")
 
 
@@ -110,13 +112,27 @@ def kohya_names(model: ModelPatcher, weights: list[str]) -> dict[str, str]:
     return {weight: min(names[weight], key=lambda name: name.startswith(_DIFFUSERS) == own_paths) for weight in weights}
 
 
+def weight_shapes(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
+    """By the host's keys, as the layers compute: a quantised weight may be kept packed."""
+    shapes = {key: tuple(weight.shape) for key, weight in model.model.state_dict().items()}
+    for name, layer in model.model.named_modules():
+        if f"{name}.weight" in shapes and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            shapes[f"{name}.weight"] = layer.out_features, layer.in_features
+    return shapes
+
+
 def base_metadata(model: ModelPatcher) -> dict[str, str]:
-    """How a file names its base: a fingerprint to compare, words to show, and what an inpainting model reads besides
-    the latent, in its order.
+    """How a file names its base: a fingerprint and a few weights to compare, words to show, and what an inpainting
+    model reads besides the latent, in its order.
     """
     config = model.model.model_config.unet_config
     kind = f"{type(model.model).__name__}, {config['in_channels']} channels in, context {config['context_dim']}"
-    return {"inlay.base": model_id(model), "inlay.base_kind": kind, CHANNELS: " ".join(model.model.concat_keys)}
+    return {
+        "inlay.base": model_id(model),
+        PROBE: weight_probe(model),
+        "inlay.base_kind": kind,
+        CHANNELS: " ".join(model.model.concat_keys),
+    }
 
 
 def read_lora(name: str) -> Lora:
@@ -144,7 +160,7 @@ def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights:
             "Load the LoRA's own base."
         )
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
-    shapes = {key: tuple(weight.shape) for key, weight in model.model.state_dict().items()}
+    shapes = weight_shapes(model)
     for name in (key.removesuffix(UP) for key in lora if key.endswith(UP)):
         wanted = shapes.get(keys.get(name, ""))
         if wanted is None:
@@ -157,7 +173,9 @@ def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights:
                 f"The LoRA's {name} is {up.shape[0]} x {down[0].numel()} and the model's layer "
                 f"{wanted[0]} x {_inputs(wanted)}. Load the LoRA's own base."
             )
-    if not other_weights and metadata.get("inlay.base", this["inlay.base"]) != this["inlay.base"]:
+    same = metadata.get("inlay.base", this["inlay.base"]) == this["inlay.base"]
+    # The fingerprint of a base in another precision is another one.
+    if not (other_weights or same or same_weights(metadata.get(PROBE, ""), this[PROBE])):
         raise ValueError(
             "The LoRA was trained on a model of this kind with other weights. "
             "Load its own base, or set other_weights to use it on this one."

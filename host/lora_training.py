@@ -9,7 +9,7 @@ from comfy.weight_adapter import adapter_maps
 from torch import Tensor, nn
 
 from .adapter_hooks import AdapterHooks
-from .lora_files import ALPHA, DOWN, UP, kohya_names
+from .lora_files import ALPHA, DOWN, UP, kohya_names, weight_shapes
 
 _SELF = ("attn1.to_q", "attn1.to_k", "attn1.to_v", "attn1.to_out.0")
 # One context token makes the softmax of cross-attention 1: its queries and keys would get no gradient.
@@ -26,10 +26,9 @@ TARGETS: dict[str, tuple[str, ...]] = {
 def target_weights(model: ModelPatcher, targets: str) -> dict[str, tuple[int, int]]:
     """Weight key to shape (out, in) of the layers in every transformer block. Raises ValueError without any."""
     endings = tuple(f".{ending}.weight" for ending in TARGETS[targets])
-    weights = model.model.state_dict()
     found = {
-        key: (weight.shape[0], weight.shape[1])
-        for key, weight in weights.items()
+        key: (shape[0], shape[1])
+        for key, shape in weight_shapes(model).items()
         if ".transformer_blocks." in key and key.endswith(endings)
     }
     if not found:

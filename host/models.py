@@ -42,19 +42,20 @@ def model_id(model: ModelPatcher) -> str:
     for name in names:
         digest.update(f"{name}{tuple(weights[name].shape)}".encode())
     for name in names[:: max(1, len(names) // _PROBED_WEIGHTS)]:
-        digest.update(_probe(_own_weight(model, name, weights[name])))
+        # A few values, coarse enough to be the same in half precision.
+        values = few_values(own_weight(model, name, weights[name]), _PROBED_VALUES)
+        digest.update(values.to(torch.bfloat16).float().numpy().tobytes())
     return digest.hexdigest()[:32]
 
 
-def _own_weight(model: ModelPatcher, name: str, weight: Tensor) -> Tensor:
+def own_weight(model: ModelPatcher, name: str, weight: Tensor) -> Tensor:
     """The weight as loaded from its file: while a patched model is loaded, the host keeps that aside."""
     if name in model.hook_backup:
         return model.hook_backup[name][0]
     return model.backup[name].weight if name in model.backup else weight
 
 
-def _probe(weight: Tensor) -> bytes:
-    """A few values, coarse enough to be the same in half precision."""
+def few_values(weight: Tensor, count: int) -> Tensor:
+    """At most `count` of its values, evenly spread, fp16 on the CPU."""
     flat = weight.detach().flatten()
-    chosen = flat[:: max(1, len(flat) // _PROBED_VALUES)][:_PROBED_VALUES]
-    return chosen.to("cpu", torch.float16).to(torch.bfloat16).float().numpy().tobytes()
+    return flat[:: max(1, len(flat) // count)][:count].to("cpu", torch.float16)
