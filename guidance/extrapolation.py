@@ -68,7 +68,7 @@ def outermost(values: Tensor, side: str, count: int) -> Tensor:
 
 def place_at(picture: Tensor, side: str, edit: Edit) -> Tensor:
     """The mask (1, H, W) of what the edit paints in its window `picture` (B, H, W, C)."""
-    mask = torch.zeros(1, *picture.shape[1:3])
+    mask = picture.new_zeros(1, *picture.shape[1:3])
     outermost(mask, side, edit.masked).fill_(1)
     return mask
 

@@ -53,3 +53,9 @@ def decode_windows(decode: Callable[[Tensor], Tensor], latent: Tensor, mask: Ten
         edges = (left, width - wide - left, top, height - high - top)
         pictures[first :: len(mask)] = pad(shown, [cell * edge for edge in edges])
     return torch.stack(pictures)
+
+
+def window_share(mask: Tensor, height: int, width: int) -> float:
+    """The share of a latent's height x width cells that decode_windows decodes, mean of the masks (M, H, W)."""
+    windows = [window_around(cells) for cells in mask_cells(mask, height, width)[:, 0]]
+    return sum(one.height * one.width for one in windows) / (len(windows) * height * width)

@@ -10,6 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..guidance.batches import as_one_batch
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.paste import fill_smoothly
 from .clip_guidance_patch import ClipOptions, guide_by_clip
@@ -65,15 +66,15 @@ def blend_pictures(
 ) -> tuple[Tensor, list[float]]:
     """The best `keep` candidates (0: all), best first, and their scores; of a batch, picture after picture.
 
-    image: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W), 1 = generate, neither empty nor full. Without a text there is
-    no guidance, the surroundings stand in the mask at the start (see without_the_thing), the candidates stay in their
-    order and the scores are NaN. A model that is told nothing, not even what to avoid, runs at cfg 1. The same, bit for
-    bit, as guide_by_clip, paint and score_pictures one after another. Raises ValueError for what is wrong before
-    anything is painted.
+    image: (B, H, W, 3) in [0, 1]. mask: (M, H, W), 1 = generate, neither empty nor full; the smaller of the two batches
+    is repeated in turn. Without a text there is no guidance, the surroundings stand in the mask at the start (see
+    without_the_thing), the candidates stay in their order and the scores are NaN. A model that is told nothing, not
+    even what to avoid, runs at cfg 1. The same, bit for bit, as guide_by_clip, paint and score_pictures one after
+    another. Raises ValueError for what is wrong before anything is painted.
     """
     if models.clip is None:
         raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
-    mask = fit_mask(mask, *image.shape[1:3])
+    image, mask = as_one_batch(image, fit_mask(mask, *image.shape[1:3]))
     require_region(mask)
     if (mask.flatten(1).amin(1) > 0).any():
         raise ValueError("The mask covers the whole picture, so nothing is left to blend with. Leave a part black.")

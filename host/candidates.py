@@ -8,17 +8,20 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from .guidance_memory import guidance_bytes
+
 HEADROOM = 1.5
 
 
 def candidates_that_fit(model: ModelPatcher, latent: Tensor, wanted: int) -> int:
     """How many of the wanted candidates fit into memory at once, at least 1, in parts of about the same size.
 
-    latent: (B, C, h, w), one row a picture; each candidate needs them all, twice for CFG.
+    latent: (B, C, h, w), one row a picture; each candidate needs them all, twice for CFG, and once for what guidance by
+    CLIP keeps. The models that guide are loaded too.
     """
     rows, *shape = latent.shape
-    each = model.model.memory_required([2 * rows, *shape]) * HEADROOM
-    to_load = max(0, model.model_size() - model.loaded_size())
+    each = model.model.memory_required([2 * rows, *shape]) * HEADROOM + rows * guidance_bytes(model, shape)
+    to_load = sum(max(0, one.model_size() - one.loaded_size()) for one in (model, *model.get_additional_models()))
     free = comfy.model_management.get_free_memory(model.load_device) - to_load
     fit = min(max(1, int(free // each)), wanted)
     return math.ceil(wanted / math.ceil(wanted / fit))

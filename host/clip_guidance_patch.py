@@ -1,7 +1,9 @@
 """CLIP guidance for any sampler (Blended Diffusion): the score of the masked, decoded estimate."""
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import comfy.clip_vision
 import comfy.sd
@@ -11,17 +13,19 @@ from torch import Tensor
 
 from ..guidance.augment import random_warps, warp_copies
 from ..guidance.clip_losses import background_loss, clip_distance, mixed_estimate, range_loss
-from ..guidance.masks import fit_mask, require_region
+from ..guidance.masks import require_region
 from ..guidance.metrics import lpips
 from ..guidance.normalised import score_move
 from ..guidance.region_view import grey_outside, masked_view
-from ..guidance.windows import decode_windows
-from .clip_pairs import embed_pictures, embed_prepared, embed_text, prepare_pictures
-from .decoders import Decoder, approximate_decoder, full_decoder
+from .clip_pairs import embed_pictures, embed_prepared, embed_text, picture_side, prepare_pictures, require_vision
+from .clip_place import Place
+from .decoders import Decoder, approximate_decoder, full_decoder, require_fit
 from .feature_nets import LPIPSNet, load_lpips
 from .gradient_guidance import Guidance, guide
 from .gradients import differentiable_layers, static_patcher
-from .pictures import pad_mask
+from .guidance_memory import tell, unet_bytes, view_bytes
+
+logger = logging.getLogger("inlay")
 
 
 @dataclass(frozen=True)
@@ -78,9 +82,13 @@ def guide_to_targets(
     mask: Tensor,
     image: Tensor | None,
     options: ClipOptions,
+    nets: "ClipNets | None" = None,
 ) -> ModelPatcher:
-    """The same towards unit embeddings: (K, D), which every sample follows, or (B, K, D), each sample its own."""
-    loss = clip_loss(model, vae, vision, targets, mask, image, options)
+    """The same towards unit embeddings: (K, D), which every sample follows, or (B, K, D), each sample its own.
+
+    nets: those of clip_nets, for callers that guide many times.
+    """
+    loss = clip_loss(model, vae, vision, targets, mask, image, options, nets)
     guidance = Guidance(
         name="Guide by CLIP",
         loss=loss,
@@ -91,7 +99,11 @@ def guide_to_targets(
         end_percent=options.end_percent,
         patchers=(loss.decoder.patcher, loss.eye),
     )
-    return guide(model, guidance)
+    guided = guide(model, guidance)
+    if options.strength != 0:
+        exact = options.mode == "exact"
+        tell(guided, lambda shape: loss.row_bytes(shape) + (unet_bytes(model, shape) if exact else 0))
+    return guided
 
 
 def clip_loss(
@@ -102,16 +114,23 @@ def clip_loss(
     mask: Tensor,
     image: Tensor | None,
     options: ClipOptions,
+    nets: "ClipNets | None" = None,
 ) -> "ClipLoss":
     """The loss that guide_to_targets follows. Raises ValueError for a background weight without the picture."""
     if options.background_weight > 0 and image is None:
         raise ValueError("The background loss needs the picture. Connect it at image, or set background_weight to 0.")
+    nets = nets or clip_nets(model, vae, vision, options)
+    return ClipLoss(*nets, targets, Place(vae, mask, image), _perceptual(options), options)
+
+
+def clip_nets(
+    model: ModelPatcher, vae: comfy.sd.VAE, vision: comfy.clip_vision.ClipVisionModel, options: ClipOptions
+) -> "ClipNets":
+    """Raises ValueError for a VAE that cannot decode the model's latents."""
     latent_format = model.model.latent_format
-    decoder = full_decoder(vae, latent_format)
-    if options.mode != "exact":
-        decoder = approximate_decoder(latent_format) or decoder
-    eye = static_patcher(vision.patcher)
-    return ClipLoss(vision, eye, decoder, targets, Place(vae, mask, image), _perceptual(options), options)
+    require_fit(vae, latent_format)
+    decoder = None if options.mode == "exact" else approximate_decoder(latent_format)
+    return ClipNets(vision, static_patcher(vision.patcher), decoder or full_decoder(vae, latent_format))
 
 
 def clip_targets(
@@ -119,6 +138,8 @@ def clip_targets(
 ) -> Tensor | None:
     """Unit embeddings (K, D) of the words and of each reference picture, None for neither."""
     found = []
+    if text.strip() or reference is not None:
+        require_vision(vision)
     if text.strip():
         found.append(embed_text(clip, vision, text)[None])
     if reference is not None:
@@ -128,39 +149,12 @@ def clip_targets(
         return torch.cat(found).clone() if found else None
 
 
-class Place:
-    """The mask and the picture at the decoded size, whichever size of the same aspect they came in."""
+class ClipNets(NamedTuple):
+    """CLIP's vision model, its weights where they stay for a gradient, and the decoder."""
 
-    def __init__(self, vae: comfy.sd.VAE, mask: Tensor, image: Tensor | None) -> None:
-        with torch.inference_mode(False):
-            self._mask = mask.reshape(-1, *mask.shape[-2:]).float().clone()
-            if image is not None:
-                self._mask = fit_mask(self._mask, *image.shape[1:3])
-                planes = pad_mask(image[..., :3].movedim(-1, 1).flatten(0, 1).float().clone(), vae)
-                image = planes.unflatten(0, (-1, 3)) * 2 - 1
-        self._padded = pad_mask(self._mask, vae)
-        self._picture = image
-
-    def decode(self, decoder: Decoder, latent: Tensor) -> Tensor:
-        """Pictures (B, 3, H, W) of latents, decoded around the mask and mid-grey elsewhere."""
-        _require_turns(latent, self._padded, "masks")
-        return decode_windows(decoder, latent, self._padded)
-
-    def mask(self, pictures: Tensor) -> Tensor:
-        """(B, H, W) for decoded pictures (B, 3, H, W)."""
-        size = pictures.shape[-2:]
-        mask = self._padded if self._padded.shape[-2:] == size else fit_mask(self._mask, *size)
-        return _for_each(pictures, mask, "masks")
-
-    def picture(self, pictures: Tensor) -> Tensor:
-        """(B, 3, H, W) in [-1, 1]."""
-        if self._picture.shape[-2:] != pictures.shape[-2:]:
-            height, width = pictures.shape[-2:]
-            raise ValueError(
-                f"The background's picture does not fit the latent, which decodes to {width} x {height}. "
-                "Connect the picture that the latent was encoded from."
-            )
-        return _for_each(pictures, self._picture, "background pictures")
+    vision: comfy.clip_vision.ClipVisionModel
+    eye: ModelPatcher
+    decoder: Decoder
 
 
 @dataclass(frozen=True)
@@ -177,9 +171,7 @@ class ClipLoss:
 
     def __call__(self, denoised: Tensor, x: Tensor, sigma: Tensor) -> Tensor:
         latent = mixed_estimate(denoised, x, sigma) if self.options.mix else denoised
-        # The background's loss looks at everything.
-        whole = self.options.mode != "place" or self.options.background_weight > 0
-        pictures = self.decoder(latent) if whole else self.place.decode(self.decoder, latent)
+        pictures = self.decoder(latent) if self._whole else self.place.decode(self.decoder, latent)
         mask = self.place.mask(pictures)
         loss = self._distance(pictures, mask, _generator(sigma))
         # The decoded picture is looked at once: a second decoding for x0 alone would double the cost of a step.
@@ -190,8 +182,19 @@ class ClipLoss:
             loss = loss + self.options.background_weight * background
         return loss
 
+    def row_bytes(self, shape: Sequence[int]) -> float:
+        """About what a row of latent shape (C, h, w) keeps for the gradient."""
+        share = 1.0 if self._whole else self.place.share(*shape[-2:])
+        views = (self.options.augmentations + 1) * view_bytes(self.vision)
+        return share * self.decoder.row_bytes(shape) + views
+
+    @property
+    def _whole(self) -> bool:
+        """Whether all of the latent is decoded: the background's loss looks at everything."""
+        return self.options.mode != "place" or self.options.background_weight > 0
+
     def _distance(self, pictures: Tensor, mask: Tensor, generator: torch.Generator) -> Tensor:
-        seen = masked_view((pictures + 1) / 2, mask, self.vision.image_size, self.options.view)
+        seen = masked_view((pictures + 1) / 2, mask, picture_side(self.vision), self.options.view)
         copies = warp_copies(seen, random_warps(self.options.augmentations, generator))
         count, batch = copies.shape[:2]
         copies = copies.flatten(0, 1).to(self.eye.load_device)
@@ -204,23 +207,14 @@ class ClipLoss:
         return values.to(pictures.device)
 
 
-def _require_turns(rows: Tensor, given: Tensor, what: str) -> None:
-    if len(rows) % len(given):
-        raise ValueError(f"There are {len(given)} {what} and {len(rows)} latents. Give one, or one for each latent.")
-
-
-def _for_each(pictures: Tensor, given: Tensor, what: str) -> Tensor:
-    _require_turns(pictures, given, what)
-    return given.to(pictures).repeat(len(pictures) // len(given), *[1] * (given.ndim - 1))
-
-
 def _perceptual(options: ClipOptions) -> Callable[[Tensor, Tensor, Tensor], Tensor] | None:
     """LPIPS of the background where the user has VGG's; the squared error alone otherwise."""
     if options.background_weight == 0:
         return None
     try:
         net: LPIPSNet = load_lpips("vgg")
-    except ValueError:
+    except ValueError as error:
+        logger.warning("Guide by CLIP: the background is held by the squared error alone, without LPIPS. %s", error)
         return None
 
     def distance(a: Tensor, b: Tensor, weight: Tensor) -> Tensor:

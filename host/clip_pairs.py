@@ -1,5 +1,6 @@
 """CLIP's two halves as one: the host's CLIP_VISION, and a text encoder whose projection ends in the same space."""
 
+import math
 from collections.abc import Iterator
 
 import comfy.clip_vision
@@ -30,6 +31,19 @@ def projection_width(vision: comfy.clip_vision.ClipVisionModel) -> int | None:
     return projection.weight.shape[0] if isinstance(projection, nn.Module) else None
 
 
+def require_vision(vision: comfy.clip_vision.ClipVisionModel | None) -> None:
+    """Raises ValueError for the None that Load Checkpoint gives where there is no vision model."""
+    if vision is None:
+        raise ValueError("There is no CLIP_VISION: this checkpoint holds none. Load one with Load CLIP Vision.")
+
+
+def picture_side(vision: comfy.clip_vision.ClipVisionModel) -> int:
+    """The side of the square that it sees, in pixels; of an encoder of any size the largest that its patches fill."""
+    if vision.image_size > 0:
+        return vision.image_size
+    return math.isqrt(vision.config["num_patches"]) * vision.config["patch_size"]
+
+
 def prepare_pictures(
     vision: comfy.clip_vision.ClipVisionModel, pictures: Tensor, stretch: bool = False, clamp: bool = False
 ) -> Tensor:
@@ -38,7 +52,7 @@ def prepare_pictures(
     As the host's own preprocessing but without its rounding, whose gradient is 0. The longer side is cropped at the
     centre, or squeezed with `stretch`. `clamp` cuts what bicubic resizing overshoots, and its gradient with it.
     """
-    size = vision.image_size
+    size = picture_side(vision)
     height, width = pictures.shape[-2:]
     if (height, width) != (size, size):
         scale = size / min(height, width)
@@ -54,9 +68,12 @@ def prepare_pictures(
 def embed_prepared(vision_model: nn.Module, prepared: Tensor) -> Tensor:
     """Unit embeddings (B, D), fp32 or better, of what prepare_pictures gave. The caller loads the model.
 
-    A gradient needs gradient_phase and differentiable_layers around it.
+    A gradient needs gradient_phase and differentiable_layers around it. Raises ValueError for an encoder that the host
+    gives no embedding of the whole picture, only of its patches (SigLIP).
     """
     embedding = vision_model(pixel_values=prepared, intermediate_output=-2)[2]
+    if embedding.ndim != 2:
+        raise ValueError("This CLIP_VISION gives no embedding of a whole picture (SigLIP). Load CLIP's or DINOv2.")
     return normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
 
 

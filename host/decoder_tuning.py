@@ -1,15 +1,20 @@
 """A copy of the VAE's decoder fitted to the picture outside the mask (Blended Latent Diffusion's reconstruction)."""
 
 import copy
+import logging
 
 import comfy.model_management
 import comfy.sd
 import comfy.utils
 import torch
+from comfy.model_patcher import ModelPatcher
 from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from .gradients import gradient_phase, static_patcher
+from .pictures import decode_picture
+
+logger = logging.getLogger("inlay")
 
 STEPS = 75
 LEARNING_RATE = 1e-4
@@ -23,8 +28,9 @@ def decode_tuned(vae: comfy.sd.VAE, samples: Tensor, original: Tensor, mask: Ten
 
     samples: (B, C, h, w) as VAE.decode takes them. original: (B, H, W, 3). mask: (B, H, W), 1 = generated. The loss is
     mse(new m, edit m) + 100 mse(new (1 - m), original (1 - m)) in [-1, 1], the edit being what the untuned decoder
-    shows; Adam. The VAE itself never changes, so nothing has to be put back on errors or on cancel. Raises ValueError
-    for a VAE whose decoder cannot be tuned.
+    shows; Adam. The VAE itself never changes, so nothing has to be put back on errors or on cancel. A picture whose
+    tuning does not fit into memory is decoded plainly, with a warning. Raises ValueError for a VAE whose decoder cannot
+    be tuned.
     """
     parts = (getattr(vae.first_stage_model, name, None) for name in ("encoder", "decoder"))
     if not all(isinstance(part, nn.Module) for part in parts) or vae.latent_dim != 2:
@@ -36,9 +42,27 @@ def decode_tuned(vae: comfy.sd.VAE, samples: Tensor, original: Tensor, mask: Ten
         )
     patcher = static_patcher(vae.patcher)
     memory = vae.memory_used_decode((1, *samples.shape[1:]), torch.float32) * _MEMORY_FACTOR
-    comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
-    rows = zip(samples, original, mask, strict=True)
-    return torch.stack([_tuned(patcher.model, patcher.load_device, *row, steps) for row in rows]).to(original)
+    pictures = []
+    for number, (sample, *row) in enumerate(zip(samples, original, mask, strict=True), 1):
+        picture = _if_it_fits(patcher, memory, sample, *row, steps)
+        if picture is None:
+            comfy.model_management.soft_empty_cache()
+            logger.warning(
+                "Out of memory while tuning the decoder to picture %d of %d: its background is pasted without it.",
+                *(number, len(samples)),
+            )
+            picture = decode_picture(vae, sample[None], *original.shape[1:3])[0]
+        pictures.append(picture.to(original))
+    return torch.stack(pictures)
+
+
+def _if_it_fits(patcher: ModelPatcher, memory: float, *job: object) -> Tensor | None:
+    """None where memory runs out. What failed has let go of its own by then."""
+    try:
+        comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
+        return _tuned(patcher.model, patcher.load_device, *job)
+    except comfy.model_management.OOM_EXCEPTION:
+        return None
 
 
 def _tuned(net: nn.Module, device: torch.device, sample: Tensor, original: Tensor, mask: Tensor, steps: int) -> Tensor:

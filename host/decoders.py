@@ -1,6 +1,6 @@
 """Latents to pictures with a gradient: no clamp, no rounding, no silent tiling."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import comfy.latent_formats
 import comfy.model_management
@@ -13,16 +13,28 @@ from torch import Tensor
 
 from .gradients import static_patcher
 
+# Kept for backward against what the host reserves to decode: counted 2.6 for SD's VAE; the rest is for the way back.
+_VAE_FACTOR = 3
+# The small decoder, fp32: counted 2200 a pixel.
+_TAESD_BYTES = 2600 * 64
+
 
 class Decoder:
     """Decodes latents of the sampler's scale, differentiably.
 
     patcher: what the host has to load before a call; its `.model` is what gradient_phase has to normalise.
-    Called with (B, C, h, w); gives (B, 3, H, W), about [-1, 1], not clamped, fp32 or better.
+    row_bytes: about what a row of latent shape (C, h, w) keeps for its gradient. Called with (B, C, h, w); gives
+    (B, 3, H, W), about [-1, 1], not clamped, fp32 or better.
     """
 
-    def __init__(self, patcher: comfy.model_patcher.ModelPatcher, decode: Callable[[Tensor], Tensor]) -> None:
+    def __init__(
+        self,
+        patcher: comfy.model_patcher.ModelPatcher,
+        decode: Callable[[Tensor], Tensor],
+        row_bytes: Callable[[Sequence[int]], float],
+    ) -> None:
         self.patcher = patcher
+        self.row_bytes = row_bytes
         self._decode = decode
 
     def __call__(self, latent: Tensor) -> Tensor:
@@ -32,6 +44,17 @@ class Decoder:
 
 def full_decoder(vae: comfy.sd.VAE, latent_format: comfy.latent_formats.LatentFormat) -> Decoder:
     """The VAE's own decoder. Raises ValueError for a VAE that cannot decode pictures of this model's latents."""
+    require_fit(vae, latent_format)
+    patcher = static_patcher(vae.patcher)
+
+    def decode(latent: Tensor) -> Tensor:
+        return patcher.model.decode(latent_format.process_out(latent).to(vae.device, vae.vae_dtype))
+
+    return Decoder(patcher, decode, lambda shape: _VAE_FACTOR * vae.memory_used_decode((1, *shape), vae.vae_dtype))
+
+
+def require_fit(vae: comfy.sd.VAE | None, latent_format: comfy.latent_formats.LatentFormat) -> None:
+    """Raises ValueError for a VAE that cannot decode pictures of these latents."""
     if vae is None:
         raise ValueError("There is no VAE. This checkpoint holds none: load one with Load VAE and connect it.")
     vae.throw_exception_if_invalid()
@@ -40,12 +63,6 @@ def full_decoder(vae: comfy.sd.VAE, latent_format: comfy.latent_formats.LatentFo
             f"This VAE has {vae.latent_channels} latent channels and the model {latent_format.latent_channels}. "
             "Connect the VAE that belongs to the model."
         )
-    patcher = static_patcher(vae.patcher)
-
-    def decode(latent: Tensor) -> Tensor:
-        return patcher.model.decode(latent_format.process_out(latent).to(vae.device, vae.vae_dtype))
-
-    return Decoder(patcher, decode)
 
 
 def approximate_decoder(latent_format: comfy.latent_formats.LatentFormat) -> Decoder | None:
@@ -64,4 +81,8 @@ def approximate_decoder(latent_format: comfy.latent_formats.LatentFormat) -> Dec
 def decoder_of_taesd(net: comfy.taesd.taesd.TAESD) -> Decoder:
     device = comfy.model_management.get_torch_device()
     patcher = comfy.model_patcher.ModelPatcher(net, device, comfy.model_management.unet_offload_device())
-    return Decoder(patcher, lambda latent: net.decode(latent.to(device, torch.float32)))
+
+    def decode(latent: Tensor) -> Tensor:
+        return net.decode(latent.to(device, torch.float32))
+
+    return Decoder(patcher, decode, lambda shape: _TAESD_BYTES * shape[-2] * shape[-1])

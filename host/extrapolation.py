@@ -1,6 +1,6 @@
 """A picture grown beyond its sides, by paint jobs at its edge."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import comfy.clip_vision
@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guidance.extrapolation import SIDES, grow, grow_mask, match_seam, outermost, place_at, plan_side
 from ..guidance.paste import paste_back
 from .cancelled import keep_pictures
-from .clip_guidance_patch import ClipOptions, guide_by_clip
+from .clip_guidance_patch import ClipOptions, clip_nets, clip_targets, guide_to_targets
 from .painting import PaintSettings, paint
 from .tokens import encode_text
 
@@ -68,7 +68,9 @@ def extrapolate(
         side: list(plan_side(extents[side], widths[side], settings.first_level, settings.last_level, settings.clean_up))
         for side in SIDES
     }
-    texts = {text: encode_text(clip, text) for text in {negative, *(prompts[side] for side in SIDES if plans[side])}}
+    asked = {prompts[side] for side in SIDES if plans[side]}
+    texts = {text: encode_text(clip, text) for text in {negative, *asked}}
+    guided = _guided(model, clip, vae, vision, asked, settings.strength)
     new = torch.zeros(canvas.shape[:3], device=canvas.device)
     total, done = sum(map(len, plans.values())), 0
     try:
@@ -77,12 +79,8 @@ def extrapolate(
                 canvas, new = grow(canvas, side, edit.added), grow_mask(new, side, edit.added)
                 window = outermost(canvas, side, edit.window)
                 place = place_at(window, side, edit)
-                text, guided = prompts[side], model
-                if vision is not None:
-                    options = ClipOptions(strength=settings.strength)
-                    guided = guide_by_clip(model, vae, clip, vision, text, None, place, None, options)
-                job = _job(settings, edit.level, done)
-                painted, _ = paint(guided, texts[text], texts[negative], vae, window, place, job)
+                text, job = prompts[side], _job(settings, edit.level, done)
+                painted, _ = paint(guided(text, place), texts[text], texts[negative], vae, window, place, job)
                 painted = painted.to(window)
                 if settings.match_colour:
                     painted = match_seam(painted, window, side, edit.masked)
@@ -94,6 +92,29 @@ def extrapolate(
         keep_pictures(canvas, "inlay_cancelled", done, total)
         raise
     return canvas, new
+
+
+def _guided(
+    model: ModelPatcher,
+    clip: comfy.sd.CLIP,
+    vae: comfy.sd.VAE,
+    vision: comfy.clip_vision.ClipVisionModel | None,
+    texts: Iterable[str],
+    strength: float,
+) -> Callable[[str, Tensor], ModelPatcher]:
+    """The model for a strip's text and place. Targets and nets are made once, for all strips."""
+    targets = {} if vision is None else {text: clip_targets(clip, vision, text, None) for text in texts}
+    if all(target is None for target in targets.values()):
+        return lambda text, place: model
+    options = ClipOptions(strength=strength)
+    nets = clip_nets(model, vae, vision, options)
+
+    def guided(text: str, place: Tensor) -> ModelPatcher:
+        if targets[text] is None:
+            return model
+        return guide_to_targets(model, vae, vision, targets[text], place, None, options, nets)
+
+    return guided
 
 
 def _job(settings: ExtrapolateSettings, level: float, number: int) -> PaintSettings:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guidance import metrics
 from ..guidance.masks import fit_mask
 from ..guidance.region_view import grey_outside
-from .clip_pairs import embed_pictures, embed_text, is_clip, is_dino
+from .clip_pairs import embed_pictures, embed_text, is_clip, is_dino, picture_side
 from .feature_nets import load_lpips
 from .ranking import look_inside
 
@@ -88,7 +88,7 @@ def _fitted(subject: Subject) -> Subject:
     if not torch.isfinite(images).all():
         raise ValueError("The pictures hold values that are not numbers. Check the node that made them.")
     if original is not None:
-        original = original[..., :3].float()
+        original = original[..., :3].float().to(images.device)
         if original.shape[1:3] != images.shape[1:3] or len(original) not in (1, len(images)):
             sizes = [f"{len(it)} of {it.shape[2]} x {it.shape[1]}" for it in (images, original)]
             raise ValueError(f"The pictures ({sizes[0]}) and the originals ({sizes[1]}) do not fit each other.")
@@ -172,7 +172,7 @@ class _Seen:
     def _embeddings(self) -> Tensor:
         images = self.subject.images
         if self.subject.region == "inside":
-            images = look_inside(images, self.weight, self.subject.vision.image_size)
+            images = look_inside(images, self.weight, picture_side(self.subject.vision))
         elif self.subject.region == "outside":
             images = grey_outside(images.movedim(-1, 1), self.weight).movedim(1, -1)
         return embed_pictures(self.subject.vision, images)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.region_view import cut_out
-from .clip_pairs import embed_pictures, embed_text
+from .clip_pairs import embed_pictures, embed_text, picture_side, require_vision
 
 
 def score_pictures(
@@ -25,8 +25,7 @@ def score_pictures(
     around it is looked at, see cut_out. Raises ValueError without a vision model, without anything to compare with, and
     for an empty mask.
     """
-    if vision is None:
-        raise ValueError("There is no CLIP_VISION: this checkpoint holds none. Load one with Load CLIP Vision.")
+    require_vision(vision)
     targets = []
     if text.strip():
         if clip is None:
@@ -37,7 +36,7 @@ def score_pictures(
     if not targets:
         raise ValueError("There is nothing to compare with. Give a text and its CLIP, or a reference picture.")
     if mask is not None:
-        images = look_inside(images, mask, vision.image_size, outside)
+        images = look_inside(images, mask, picture_side(vision), outside)
     embeddings = embed_pictures(vision, images)
     return torch.stack([(embeddings @ target.T).mean(1) for target in targets]).mean(0)
 

@@ -73,6 +73,11 @@ def test_a_window_is_a_view_with_the_place_at_its_side(side):
     assert outermost(picture, side, 99).shape == picture.shape
 
 
+def test_the_place_is_where_the_picture_is():
+    place = place_at(torch.zeros(1, 8, 8, 3, device="meta"), "left", Edit(0, 2, 6, 0.5))
+    assert place.device.type == "meta" and place.dtype == torch.float32
+
+
 @pytest.mark.parametrize("side", SIDES)
 def test_the_seam_is_matched_and_the_far_edge_kept(side):
     window = torch.full((2, 40, 44, 3), 0.5)

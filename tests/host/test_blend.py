@@ -10,11 +10,13 @@ from inlay.host import decoder_tuning, painting
 from inlay.host.blending import without_the_thing
 from inlay.host.decoder_tuning import decode_tuned
 from inlay.host.painting import PaintSettings, paint
-from inlay.host.pictures import decode_picture, encode_picture
+from inlay.host.pictures import encode_picture
 from inlay.nodes.blend import Blend
 from inlay.nodes.clip_guidance import ClipGuidance
 from inlay.nodes.paint import Paint
 from inlay.nodes.rank import Rank
+
+from .decoder_tuning_setup import assert_untouched, weights
 
 H, W = 64, 72
 IMAGE = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))
@@ -119,6 +121,24 @@ def test_a_batch_keeps_the_best_of_each_picture(blend):
         assert torch.equal(images[row][outside], image[row][outside])
 
 
+def test_more_masks_than_pictures_and_more_pictures_than_masks(blend):
+    """As Paint Into Mask takes them: the smaller batch is repeated in turn, with a text and without."""
+    masks = torch.cat([MASK, MASK.flip(2)])
+    for text in (TEXT, ""):
+        images, scores = blend(mask=masks, text=text, candidates=1, keep=1)
+        assert images.shape == (2, H, W, 3) and len(scores) == 2
+        for row in range(2):
+            assert torch.equal(images[row][masks[row] == 0], IMAGE[0][masks[row] == 0])
+    pictures = torch.cat([IMAGE, IMAGE.flip(1), IMAGE.flip(2), 1 - IMAGE])
+    images, scores = blend(image=pictures, mask=masks, candidates=1, keep=1)
+    assert images.shape == (4, H, W, 3) and len(scores) == 4
+    for row in range(4):
+        outside = masks[row % 2] == 0
+        assert torch.equal(images[row][outside], pictures[row][outside])
+    with pytest.raises(ValueError, match="do not go together"):
+        blend(image=pictures[:3], mask=masks)
+
+
 def test_what_no_mask_touched_is_the_first_pictures_after_three_edits_in_a_row(blend):
     masks = [MASK, MASK.flip(1), MASK.flip(2)]
     image = IMAGE
@@ -152,37 +172,6 @@ def test_progressive_masks_touch_neither_the_end_nor_the_outside(tiny, encode):
             assert (end["samples"] - latent)[0][:, cells].abs().max() < 1e-5
             ends.append(end["samples"])
         assert not torch.equal(*ends)
-
-
-def weights(vae):
-    return {name: value.clone() for name, value in vae.first_stage_model.state_dict().items()}
-
-
-def assert_untouched(vae, before):
-    after = vae.first_stage_model.state_dict()
-    assert before.keys() == after.keys() and all(torch.equal(before[name], after[name]) for name in before)
-
-
-@pytest.mark.parametrize("size", [(H, W), (61, 67)])
-def test_a_tuned_decoder_shows_the_background_better_and_leaves_the_vae_alone(tiny, monkeypatch, size):
-    monkeypatch.setattr(decoder_tuning, "LEARNING_RATE", 1e-3)
-    height, width = size
-    image, mask = IMAGE[:, :height, :width], MASK[:, :height, :width]
-    sample = encode_picture(tiny.vae, image.flip(2))
-    before = weights(tiny.vae)
-    plain = decode_picture(tiny.vae, sample, height, width)
-    with torch.inference_mode():
-        tuned = decode_tuned(tiny.vae, sample, image, mask, steps=4)
-        again = decode_tuned(
-            tiny.vae, sample.repeat(2, 1, 1, 1), *(it.repeat(2, *[1] * (it.ndim - 1)) for it in (image, mask)), steps=4
-        )
-    outside = mask[0] == 0
-    assert tuned.shape == image.shape
-    assert (tuned - image)[0][outside].square().mean() < 0.9 * (plain - image)[0][outside].square().mean()
-    assert torch.equal(again[1], tuned[0])
-    assert (decode_tuned(tiny.vae, sample, image, mask, steps=0) - plain).abs().max() < 1e-5
-    assert_untouched(tiny.vae, before)
-    assert torch.equal(decode_picture(tiny.vae, sample, height, width), plain)
 
 
 def test_the_exact_paste_comes_after_the_tuning(blend, monkeypatch):
@@ -219,6 +208,7 @@ def test_bad_input_is_one_clear_sentence(tiny, blend):
         ("covers the whole picture", {"mask": torch.ones(1, H, W)}),
         ("fills 2 x 77 tokens", {"text": "star " * 90}),
         ("no text encoder", {"clip": None}),
+        ("There is no CLIP_VISION", {"clip_vision": None}),
         ("`local` follows a text", {"text": "", "algorithm": "local"}),
     ):
         with pytest.raises(ValueError, match=message):

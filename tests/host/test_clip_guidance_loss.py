@@ -1,5 +1,7 @@
 """What CLIP guidance's loss looks at: the words, the place, the decoder, the background, and bad input."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from inlay.demo.tasks import draw_tasks
@@ -39,11 +41,13 @@ def test_the_small_decoder_is_used_where_the_user_has_one(loaded, run, tmp_path,
     torch.manual_seed(0)
     save_file(TAESD().taesd_decoder.state_dict(), tmp_path / "taesd_decoder.safetensors")
     full = run(execute(loaded), steps=1)
+    full_bytes = find_loss(execute(loaded)).decoder.row_bytes((4, 8, 10))
     monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
     folder_paths.filename_list_cache.pop("vae_approx", None)
     try:
         guided = execute(loaded)
         assert isinstance(find_loss(guided).decoder.patcher.model, TAESD)
+        assert find_loss(guided).decoder.row_bytes((4, 8, 10)) < full_bytes / 4
         assert not torch.equal(run(guided, steps=1), full)
         assert not isinstance(find_loss(execute(loaded, mode="exact")).decoder.patcher.model, TAESD)
     finally:
@@ -104,27 +108,6 @@ def test_places_gradient_points_where_the_whole_decoders_does():
     assert torch.cosine_similarity(*found).median() > 0.85
 
 
-def test_a_padded_picture_keeps_its_mask_in_place(tiny):
-    """120 x 130 pixels decode to 120 x 136: the mask is padded, not stretched."""
-    mask = torch.zeros(1, 120, 130)
-    mask[:, :, 100:120] = 1
-    guided = guide_by_clip(
-        tiny.model,
-        tiny.vae,
-        tiny.clip,
-        tiny.clip_vision,
-        "a star",
-        None,
-        mask,
-        torch.rand(1, 120, 130, 3),
-        ClipOptions(),
-    )
-    place = find_loss(guided).place
-    pictures = torch.zeros(2, 3, 120, 136)
-    assert torch.equal(place.mask(pictures)[:, :, :130], mask.expand(2, -1, -1))
-    assert place.picture(pictures).shape == (2, 3, 120, 136)
-
-
 def test_bad_input_says_so(loaded, run):
     cases = {
         "empty": {"mask": torch.zeros(1, 64, 80)},
@@ -135,6 +118,9 @@ def test_bad_input_says_so(loaded, run):
     for sentence, options in cases.items():
         with pytest.raises(ValueError, match=sentence):
             execute(loaded, **options)
+    for given in ({"text": "a star"}, {"text": "", "reference": torch.rand(1, 64, 64, 3)}):
+        with pytest.raises(ValueError, match="There is no CLIP_VISION"):
+            execute(SimpleNamespace(**{**vars(loaded), "clip_vision": None}), **given)
     with pytest.raises(ValueError, match="3 masks and 2 latents"):
         run(execute(loaded, mask=MASK.repeat(3, 1, 1)), batch=2)
     with pytest.raises(ValueError, match="same aspect"):
@@ -143,7 +129,7 @@ def test_bad_input_says_so(loaded, run):
         run(execute(loaded, background_weight=1.0, image=torch.rand(1, 32, 40, 3)))
 
 
-def test_the_background_loss_with_the_users_lpips(loaded, run, tmp_path, monkeypatch):
+def test_the_background_loss_with_the_users_lpips(loaded, run, tmp_path, monkeypatch, caplog):
     """Algorithm 1 under inference mode: LPIPS changes the guidance, and its net takes part in the gradient."""
     import folder_paths
     import torchvision
@@ -152,6 +138,7 @@ def test_the_background_loss_with_the_users_lpips(loaded, run, tmp_path, monkeyp
     image = torch.rand(1, 64, 80, 3, generator=torch.Generator().manual_seed(0))
     options = {"background_weight": 10.0, "image": image}
     squares = run(execute(loaded, **options), steps=1)
+    assert "without LPIPS. No file under models/lpips" in caplog.text
     with torch.device("meta"):
         shapes = torchvision.models.vgg16(weights=None).state_dict()
     generator = torch.Generator().manual_seed(0)
@@ -169,6 +156,10 @@ def test_the_background_loss_with_the_users_lpips(loaded, run, tmp_path, monkeyp
     folder_paths.filename_list_cache.pop("lpips", None)
     try:
         perceptual = run(execute(loaded, **options), steps=1)
+        (tmp_path / "lpips" / "vgg.safetensors").write_bytes(b"pickled, renamed" * 20)
+        caplog.clear()
+        assert torch.equal(run(execute(loaded, **options), steps=1), squares)
+        assert "vgg.safetensors is damaged" in caplog.text
     finally:
         folder_paths.filename_list_cache.pop("lpips", None)
     assert perceptual.isfinite().all() and not torch.equal(perceptual, squares)

@@ -1,11 +1,14 @@
 """CLIP pairs against transformers' CLIP with the same weights, against the host's encoder, and against differences."""
 
 import copy
+import json
 
+import comfy.clip_vision
 import comfy.model_management
 import pytest
 import torch
 from inlay.host import clip_pairs
+from inlay.host.demo_clip import initialise
 from inlay.host.demo_models import TEXT_CONFIG, VISION_CONFIG, build_bare_vision, build_vision
 from inlay.host.gradients import differentiable_layers, gradient_phase, normalise
 from torch.nn.functional import normalize
@@ -171,3 +174,28 @@ def test_pictures_that_are_no_numbers_are_refused(tiny):
     with pytest.raises(ValueError, match="not numbers"):
         clip_pairs.embed_pictures(tiny.clip_vision, torch.full((1, 64, 64, 3), torch.nan))
     assert comfy.model_management.get_torch_device().type == "cpu"
+
+
+@pytest.fixture
+def siglip(tmp_path):
+    """SigLIP2 NaFlex as the host builds it: pictures of any size of up to 16 patches, and no pooling."""
+    config = {**VISION_CONFIG, "model_type": "siglip2_vision_model", "image_size": -1, "num_patches": 16}
+    del config["projection_dim"]
+    path = tmp_path / "siglip.json"
+    path.write_text(json.dumps(config))
+    vision = comfy.clip_vision.ClipVisionModel(str(path))
+    vision.model.float()
+    initialise(vision.model, 0)
+    return vision
+
+
+def test_an_encoder_of_any_size_is_shown_the_square_that_its_patches_fill(siglip):
+    prepared = clip_pairs.prepare_pictures(siglip, torch.rand(2, 3, 40, 60))
+    assert prepared.shape == (2, 3, 32, 32)
+    with torch.no_grad():
+        assert siglip.model(pixel_values=prepared, intermediate_output=-2)[1].shape == (2, 16, 128)
+
+
+def test_an_encoder_without_an_embedding_of_the_whole_says_so(siglip):
+    with pytest.raises(ValueError, match="no embedding of a whole picture"):
+        clip_pairs.embed_pictures(siglip, torch.rand(1, 40, 40, 3))

@@ -76,6 +76,17 @@ def test_clip_guides_a_strip_where_it_is_given(grow, tiny):
     assert torch.equal(guided[:, :, :W], IMAGE)
 
 
+def test_words_and_nets_of_the_guidance_serve_all_strips(grow, tiny, monkeypatch):
+    calls = []
+    for name in ("clip_targets", "clip_nets"):
+        real = getattr(extrapolation, name)
+        monkeypatch.setattr(
+            extrapolation, name, lambda *given, real=real, name=name: calls.append(name) or real(*given)
+        )
+    grow(right=16, left=8, prompt="a star", left_prompt="snow", clip_vision=tiny.clip_vision, negative="star " * 90)
+    assert sorted(calls) == ["clip_nets", "clip_targets", "clip_targets"]
+
+
 def test_colours_are_led_up_to_the_seam(grow, monkeypatch):
     def paler(model, positive, negative, vae, image, mask, settings):
         return image * 0.8 + 0.1, None

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from inlay.host import feature_nets
+from inlay.host import feature_nets, measuring
 from inlay.host.clip_pairs import embed_text
-from inlay.host.measuring import NAMES
+from inlay.host.measuring import NAMES, Subject
 from inlay.nodes.measure import Measure
 from torch.nn.functional import normalize
 
@@ -179,3 +179,10 @@ def test_bad_input_says_so(pictures, models):
             measure(pictures, **options)
     with pytest.raises(ValueError, match="not numbers"):
         measure(pictures * torch.nan)
+
+
+def test_an_original_on_another_device_comes_to_the_pictures(pictures):
+    """One without data stands for it: moving it is refused, and not moving it passes."""
+    subject = Subject(pictures, pictures.to("meta"), None, None, None, "", None, "whole", "vgg")
+    with pytest.raises(NotImplementedError, match="copy out of meta"):
+        measuring.measure(subject)

@@ -1,0 +1,113 @@
+"""How much guidance keeps beside the UNet, and that fewer candidates run at once for it."""
+
+from types import SimpleNamespace
+
+import comfy.model_management
+import pytest
+import torch
+from inlay.host.candidates import candidates_that_fit
+from inlay.host.decoders import decoder_of_taesd, full_decoder
+from inlay.host.gradients import differentiable_layers, gradient_phase
+from inlay.host.guidance_memory import guidance_bytes, view_bytes
+
+from .clip_guidance_setup import execute
+from .gradient_guidance_setup import fixture_loaded  # noqa: F401
+
+SHAPE = (4, 8, 10)
+
+
+def kept(models, **widgets):
+    return guidance_bytes(execute(models, **widgets), SHAPE)
+
+
+def test_what_costs_more_is_said_to(loaded):
+    small = torch.zeros(1, 64, 80)
+    small[:, :8, :8] = 1
+    fast, place, exact = (kept(loaded, mode=mode, mask=small) for mode in ("fast", "place", "exact"))
+    assert 0 < place < fast < exact
+    assert kept(loaded, mode="place", mask=small, background_weight=1.0, image=torch.rand(1, 64, 80, 3)) == fast
+    one, five = (kept(loaded, augmentations=number) for number in (1, 5))
+    assert five > one > kept(loaded, augmentations=0)
+    assert kept(loaded, strength=0.0) == kept(loaded, text="") == guidance_bytes(loaded.model, SHAPE) == 0
+
+
+def test_guidances_add_up_and_clones_keep_them(loaded):
+    once = execute(loaded)
+    twice = execute(SimpleNamespace(**{**vars(loaded), "model": once}), text="a blue ring")
+    assert guidance_bytes(twice.clone(), SHAPE) == 2 * guidance_bytes(once, SHAPE)
+
+
+def kept_by_graph(net, run):
+    """Bytes that autograd keeps for the way back through run(), but for the net's own weights."""
+    own = {it.untyped_storage()._cdata for it in net.parameters()}
+    seen = {}
+
+    def count(tensor):
+        seen[tensor.untyped_storage()._cdata] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        run()
+    return sum(tensor.untyped_storage().nbytes() for key, tensor in seen.items() if key not in own)
+
+
+@pytest.mark.parametrize("side", [32, 64])
+def test_what_is_said_of_full_size_decoders_covers_their_graphs(loaded, side):
+    """SD's decoder and the small one, in shapes alone."""
+    from comfy.ldm.modules.diffusionmodules import model as blocks
+    from comfy.taesd.taesd import TAESD
+
+    with torch.device("meta"):
+        shape = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "resolution": 256}
+        full = blocks.Decoder(**shape, z_channels=4, in_channels=3, out_ch=3).requires_grad_(False)
+        small = TAESD().requires_grad_(False)
+        latent = torch.empty(1, 4, side, side, requires_grad=True)
+    # The host's default asks for free memory, of which this device has none to tell.
+    full.mid.attn_1.optimized_attention = blocks.pytorch_attention
+    said = full_decoder(loaded.vae, loaded.model.model.latent_format).row_bytes, decoder_of_taesd(TAESD()).row_bytes
+    for net, run, row_bytes in ((full, full, said[0]), (small, small.decode, said[1])):
+        graph = kept_by_graph(net, lambda run=run: run(latent))
+        assert graph < row_bytes((4, side, side)) < 1.25 * graph
+
+
+def test_what_is_said_of_a_view_covers_its_graph(loaded):
+    net = loaded.clip_vision.model
+    with gradient_phase(net), differentiable_layers(net):
+        picture = torch.rand(1, 3, 64, 64, requires_grad=True)
+        graph = kept_by_graph(net, lambda: net(pixel_values=picture, intermediate_output=-2))
+    assert graph < view_bytes(loaded.clip_vision) < 1.5 * graph
+
+
+def test_guided_candidates_run_in_smaller_parts(loaded, monkeypatch):
+    """With memory for eight plain candidates, or for the eight and what one is guided by."""
+    latent = torch.zeros(2, *SHAPE)
+    guided = execute(loaded)
+    for model in (loaded.model, guided):
+        monkeypatch.setattr(model, "model_size", lambda: 0)
+    for one in guided.get_additional_models():
+        monkeypatch.setattr(one, "model_size", lambda: 0)
+    plain = 8 * loaded.model.model.memory_required([4, *SHAPE]) * 1.5
+    each = 2 * guidance_bytes(guided, SHAPE) + plain / 8
+    for free, model, want in (
+        (plain, loaded.model, 8),
+        (4.5 * each, guided, 4),
+        (plain, guided, max(1, int(plain // each))),
+    ):
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert candidates_that_fit(model, latent, 8) == want
+    assert plain // each < 8
+
+
+def test_the_models_that_guide_are_counted(loaded, monkeypatch):
+    """Memory for two candidates, and not for what is still to be loaded beside the UNet."""
+    guided, latent = execute(loaded), torch.zeros(1, *SHAPE)
+    each = guided.model.memory_required([2, *SHAPE]) * 1.5 + guidance_bytes(guided, SHAPE)
+    beside = guided.get_additional_models()
+    assert len(beside) == 2
+    for size, want in ((0, 2), (1.5 * each, 1)):
+        for one in beside:
+            monkeypatch.setattr(one, "model_size", lambda size=size: size / 2)
+            monkeypatch.setattr(one, "loaded_size", lambda: 0)
+        monkeypatch.setattr(guided, "model_size", lambda: 0)
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 2.4 * each)
+        assert candidates_that_fit(guided, latent, 2) == want
