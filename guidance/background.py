@@ -45,11 +45,12 @@ def blend(x: Tensor, outside: Tensor, mask: Tensor) -> Tensor:
     return mask * x + (1 - mask) * outside
 
 
-def mask_cells(mask: Tensor, height: int, width: int) -> Tensor:
+def mask_cells(mask: Tensor, height: int, width: int, cover: str = "any") -> Tensor:
     """A picture's mask on latents of height x width cells, (B, 1, height, width).
 
     mask: (H, W) or (B, H, W), 1 = generate. A size that is no multiple of the cell is padded as Invert Image pads
-    pictures, or cut in the middle as the host's VAE Encode cuts them. Raises ValueError for another aspect.
+    pictures, or cut in the middle as the host's VAE Encode cuts them. cover: of latent_mask. Raises ValueError for
+    another aspect.
     """
     h, w = mask.shape[-2:]
     mask = fit_mask(mask, h, w)
@@ -61,4 +62,4 @@ def mask_cells(mask: Tensor, height: int, width: int) -> Tensor:
         mask = mask[:, top : top + height * cell, left : left + width * cell]
     else:
         mask = fit_mask(mask, height * cell, width * cell)
-    return latent_mask(mask, height, width)
+    return latent_mask(mask, height, width, cover)

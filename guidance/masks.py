@@ -4,6 +4,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d, adaptive_max_pool2d, interpolate, max_pool2d
 
+# Of a cell's strongest pixel, for its average.
+MOSTLY = 0.75
+
 
 def fit_mask(mask: Tensor, height: int, width: int) -> Tensor:
     """The mask at the picture's size, (B, height, width) in [0, 1].
@@ -44,10 +47,19 @@ def latent_mask(mask: Tensor, height: int, width: int, cover: str = "any") -> Te
     """The mask on the latent's cells, (B, 1, height, width) in [0, 1].
 
     mask: (B, H, W) in [0, 1]. cover: `any` takes the strongest pixel of each cell, so that the generated cells contain
-    the whole pixel mask and no rim of the old content is left inside it; `area` takes the cell's average.
+    the whole pixel mask and no rim of the old content is left inside it; `area` takes the cell's average; `share` is
+    `area`, but `any` where no cell around is mostly mask, so that thin masks and small ones are not diluted.
     """
-    pool = {"any": adaptive_max_pool2d, "area": adaptive_avg_pool2d}[cover]
-    return pool(mask[:, None], (height, width))
+    strongest = adaptive_max_pool2d(mask[:, None], (height, width))
+    if cover == "any":
+        return strongest
+    average = adaptive_avg_pool2d(mask[:, None], (height, width))
+    # Not a rounding below what all of a cell holds.
+    average = torch.where(average >= strongest * (1 - 1e-6), strongest, average)
+    if cover == "area":
+        return average
+    mostly = (average >= MOSTLY * strongest) & (strongest > 0)
+    return torch.where(dilate(mostly.float(), 1) > 0, average, strongest)
 
 
 def dilate(mask: Tensor, radius: int) -> Tensor:

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from ..guidance.background import blend, fixed, inverted, mask_cells, renoised
-from ..guidance.masks import progressive_masks
 from ..guidance.noise import CandidateNoise
 from ..guidance.samplers import sample
 from ..guidance.trajectory import Trajectory
+from .level_masks import by_level
 from .models import model_id, prediction_kind, require_added_noise
 
 BACKGROUNDS = ("inverted", "renoised", "fixed", "none")
@@ -36,12 +36,12 @@ def background_sampler(
     """The sampler that puts the background back after each step, at the level of the new latent.
 
     latent: (1 or B, C, h, w), the clean picture as VAE.encode returns it. mask: (1 or B, H, W) in pixels, 1 =
-    generate; where the sampled latent carries a mask too, the smaller value of both counts. method: the loop, one of
-    guidance.samplers.SAMPLERS; eta is ddim's. sampler: any other KSAMPLER instead, which then sees the background
-    at the model's input, as with the host's own mask. candidates: the host's batch_index, so that a candidate's noise
-    does not depend on its batch. level_offset: 1 repeats the off-by-one of Blended Diffusion's code, for comparison.
-    progressive: stages in which the mask shrinks from a larger one to itself, see progressive_masks; 0 is off.
-    Raises ValueError for what does not fit together.
+    generate, on the latent as level_masks.by_level says; where the sampled latent carries a mask too, the smaller value
+    of both counts. method: the loop, one of guidance.samplers.SAMPLERS; eta is ddim's. sampler: any other KSAMPLER
+    instead, which then sees the background at the model's input, as with the host's own mask. candidates: the host's
+    batch_index, so that a candidate's noise does not depend on its batch. level_offset: 1 repeats the off-by-one of
+    Blended Diffusion's code, for comparison. progressive: stages in which the mask shrinks from a larger one to itself,
+    see progressive_masks; 0 is off. Raises ValueError for what does not fit together.
     """
     if not torch.isfinite(latent).all():
         raise ValueError(
@@ -57,9 +57,9 @@ def background_sampler(
             raise ValueError("This sampler has no steps that Inlay can reach. Connect one from KSamplerSelect.")
         if repeats > 1:
             raise ValueError("Repeats need ddim, ddpm or euler. Disconnect `sampler`, or set repeats to 1.")
-    cells = mask_cells(mask, *latent.shape[-2:])
+    cells, shares = (mask_cells(mask, *latent.shape[-2:], cover) for cover in ("any", "share"))
     plan = _Plan(
-        *(background, latent, cells, trajectory, sampler),
+        *(background, latent, cells, shares, trajectory, sampler),
         *(method, eta, repeats, candidates, level_offset, progressive),
     )
     return comfy.samplers.KSAMPLER(plan.run, inpaint_options=sampler.inpaint_options if sampler is not None else {})
@@ -74,6 +74,7 @@ class _Plan:
     background: str
     latent: Tensor
     cells: Tensor
+    shares: Tensor
     trajectory: Trajectory | None
     sampler: comfy.samplers.KSAMPLER | None
     method: str
@@ -94,8 +95,7 @@ class _Plan:
         mask = _fit_rows(self.cells.to(x), x, "mask")
         if extra_args.get("denoise_mask") is not None:
             mask = torch.minimum(mask, extra_args["denoise_mask"])
-        if self.progressive:
-            extra_args = _widening(extra_args, sigmas, self.progressive)
+        extra_args = by_level(extra_args, sigmas, _fit_rows(self.shares.to(x), x, "mask"), self.progressive)
         if self.background == "fixed" and self.level_offset == 0:
             return self._with_host_mask(model, x, mask, sigmas, extra_args, callback, disable)
         kept = self._kept(model, x, mask, sigmas, extra_args)
@@ -160,7 +160,7 @@ class _Plan:
                 at = fixed(clean, self._one_noise(model, x, extra_args))
             else:
                 at = renoised(clean, self._noise(x, extra_args))
-        shape_mask = extra_args.get("model_options", {}).get("denoise_mask_function")
+        shape_mask = extra_args["model_options"]["denoise_mask_function"]
         return _Kept(at, clean, mask, model.inner_model, sigmas, shape_mask, self.level_offset)
 
     def _one_noise(self, model: HostModel, x: Tensor, extra_args: Mapping) -> Tensor:
@@ -184,13 +184,11 @@ class _Kept:
     mask: Tensor
     guider: comfy.samplers.CFGGuider
     sigmas: Tensor
-    shape_mask: Callable[..., Tensor] | None
+    shape_mask: Callable[..., Tensor]
     level_offset: int
 
     def mask_at(self, sigma: Tensor) -> Tensor:
-        """The mask as another pack's function shapes it by level (differential diffusion), else as it is."""
-        if self.shape_mask is None:
-            return self.mask
+        """The mask at a level, as other packs' functions (differential diffusion) shape it too."""
         rows = sigma.expand(len(self.clean))
         return self.shape_mask(rows, self.mask, extra_options={"model": self.guider, "sigmas": self.sigmas})
 
@@ -217,21 +215,6 @@ class _AtInput:
 
     def __getattr__(self, name: str) -> object:
         return getattr(self._model, name)
-
-
-def _widening(extra_args: dict, sigmas: Tensor, stages: int) -> dict:
-    """The sampler's arguments with a mask that starts wider; another pack's function then shapes it further."""
-    options = extra_args.get("model_options", {})
-    previous = options.get("denoise_mask_function")
-    levels = sigmas[:-1].tolist()
-
-    def widen(sigma: Tensor, mask: Tensor, extra_options: dict) -> Tensor:
-        # Some samplers ask between two levels: the step that they are in counts.
-        step = max(sum(level >= float(sigma.max()) * (1 - 1e-5) for level in levels) - 1, 0)
-        wide = progressive_masks(mask, stages, len(levels))[step]
-        return wide if previous is None else previous(sigma, wide, extra_options=extra_options)
-
-    return {**extra_args, "model_options": {**options, "denoise_mask_function": widen}}
 
 
 def _fit_rows(rows: Tensor, x: Tensor, what: str) -> Tensor:

@@ -65,7 +65,17 @@ def test_area_cover_is_the_mean():
     assert torch.allclose(latent_mask(mask, 8, 9, "area")[:, 0].double(), want, atol=1e-6)
 
 
-@pytest.mark.parametrize("cover", ["any", "area"])
+def test_a_share_is_the_mean_at_the_rim_of_what_holds_a_cell_and_all_of_what_is_thin():
+    mask = torch.zeros(1, 64, 72)
+    mask[:, 6:36, 12:44] = 1
+    shares = latent_mask(mask, 8, 9, "share")
+    assert torch.equal(shares, latent_mask(mask, 8, 9, "area")) and shares[0, 0, 0, 2] == 0.25
+    thin = torch.zeros(1, 64, 72)
+    thin[:, 11:14, 8:64], thin[:, 40, 40] = 1, 0.6
+    assert torch.equal(latent_mask(thin, 8, 9, "share"), latent_mask(thin, 8, 9))
+
+
+@pytest.mark.parametrize("cover", ["any", "area", "share"])
 def test_full_stays_full(cover):
     assert torch.equal(latent_mask(torch.ones(1, 136, 104), 17, 13, cover), torch.ones(1, 1, 17, 13))
 

@@ -55,11 +55,45 @@ def test_a_full_mask_is_the_hosts_plain_sampling(job, tiny, sample, background, 
     assert torch.equal(latent["samples"], want) or (latent["samples"] - want).norm() < 1e-5 * want.norm()
 
 
+def whole_cells(cells):
+    """The mask of a picture that these latent cells fill."""
+    return cells[:, 0].repeat_interleave(8, 1).repeat_interleave(8, 2)
+
+
+def test_the_rim_keeps_its_share_of_the_background_below_the_level_where_things_are_decided(job, tiny):
+    """A cell that the mask fills to a quarter: all of it is the model's at first, a quarter of it at the end."""
+    mask = torch.zeros(1, H, W)
+    mask[:, 16:40, 20:48] = 1
+    mask[:, 16:40, 18:20] = 1  # columns 18 to 23 of the cells from 16 to 23
+    cells = torch.nn.functional.max_pool2d(mask[:, None], 8)
+    seen = []
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(
+        lambda apply, call: (
+            seen.append((float(call["timestep"][0]), call["input"][:1]))
+            or apply(call["input"], call["timestep"], **call["c"])
+        )
+    )
+    settings = replace(FEW, steps=4, sampler="euler", background="fixed", cfg=1.0)
+    for levels, share in ((torch.tensor([5.0, 4.0]), 1.0), (torch.tensor([2.0, 1.0]), 0.75)):
+        seen.clear()
+        painted, whole = (
+            job(settings, model, mask=one, sigmas=levels)[1]["samples"] for one in (mask, whole_cells(cells))
+        )
+        first, first_whole = (x for _, x in seen)
+        latent = tiny.model.model.process_latent_in(tiny.vae.encode(scene()))
+        noised = latent + levels[0] * comfy.sample.prepare_noise(latent, 7)
+        rim = torch.zeros_like(cells, dtype=torch.bool).expand_as(latent).clone()
+        rim[..., 2:5, 2] = True
+        assert torch.allclose(first[rim], first_whole[rim].lerp(noised[rim], 1 - share), atol=1e-4)
+        assert torch.allclose(painted, whole, atol=1e-4) == (share == 1)
+
+
 def test_the_fixed_background_is_the_hosts_noise_mask(job, tiny, encode):
     settings = replace(FEW, background="fixed", sampler="euler", denoise=0.6)
-    _, ours = job(settings)
-    latent = tiny.vae.encode(scene())
     mask = torch.nn.functional.max_pool2d(box()[:, None], 8)
+    _, ours = job(settings, mask=whole_cells(mask))
+    latent = tiny.vae.encode(scene())
     want = comfy.sample.sample(
         tiny.model, comfy.sample.prepare_noise(latent, 7), 2, 5.0, "euler", "normal", encode("a red star on a beach"),
         encode(""), latent, denoise=0.6, noise_mask=mask, disable_pbar=True, seed=7,
@@ -75,7 +109,8 @@ def test_from_the_highest_level_with_the_picture_under_the_noise_it_still_is(job
         tiny.model, comfy.sample.prepare_noise(latent, 7), 2, 5.0, "euler", "normal", encode("a red star on a beach"),
         encode(""), latent, noise_mask=mask, disable_pbar=True, seed=7,
     )  # fmt: skip
-    assert (job(settings)[1]["samples"] - want).norm() < 1e-5 * want.norm()
+    ours = job(settings, mask=whole_cells(mask))[1]["samples"]
+    assert (ours - want).norm() < 1e-5 * want.norm()
 
 
 @pytest.mark.parametrize("scheduler", ["normal", "ddim_uniform"])
@@ -97,8 +132,8 @@ def test_what_the_model_first_reads_in_the_mask(job, tiny, start, scheduler):
     assert (sigma < 0.99 * highest) == (scheduler == "ddim_uniform")
     scale = sigma if scheduler == "ddim_uniform" else (1 + highest**2).sqrt()
     want = comfy.sample.prepare_noise(clean, 7) * scale + under
-    inside = cells.expand_as(want) > 0
-    assert torch.allclose(first[0][:1][inside], want[inside], atol=1e-4)
+    inside = torch.nn.functional.avg_pool2d(box()[:, None], 8).expand_as(want) == 1
+    assert inside.any() and torch.allclose(first[0][:1][inside], want[inside], atol=1e-4)
 
 
 @pytest.mark.parametrize("background", ["inverted", "renoised", "fixed"])
