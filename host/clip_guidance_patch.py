@@ -23,7 +23,7 @@ from .decoders import Decoder, approximate_decoder, full_decoder, require_fit
 from .feature_nets import LPIPSNet, load_lpips
 from .gradient_guidance import Guidance, guide
 from .gradients import differentiable_layers, static_patcher
-from .guidance_memory import tell, unet_bytes, view_bytes
+from .guidance_memory import tell, view_bytes
 
 logger = logging.getLogger("inlay")
 
@@ -101,8 +101,7 @@ def guide_to_targets(
     )
     guided = guide(model, guidance)
     if options.strength != 0:
-        exact = options.mode == "exact"
-        tell(guided, lambda shape: loss.row_bytes(shape) + (unet_bytes(model, shape) if exact else 0))
+        tell(guided, loss.row_bytes, through_unet=options.mode == "exact")
     return guided
 
 

@@ -1,6 +1,7 @@
 """What a guidance keeps for its gradient beside the UNet's own step, told with the model to whoever plans a batch."""
 
 from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import comfy.clip_vision
 from comfy.model_patcher import ModelPatcher
@@ -16,14 +17,24 @@ _VALUES_KEPT = 20
 _UNET_AGAIN = 5
 
 
-def tell(model: ModelPatcher, row_bytes: RowBytes) -> None:
-    """row_bytes: of a row's latent shape (C, h, w). Several guidances of one model add up."""
-    model.model_options.setdefault(_KEY, []).append(row_bytes)
+class _Told(NamedTuple):
+    row_bytes: RowBytes
+    through_unet: bool
+
+
+def tell(model: ModelPatcher, row_bytes: RowBytes, through_unet: bool) -> None:
+    """row_bytes: of a row's latent shape (C, h, w), beside the UNet. Several guidances of one model add up."""
+    model.model_options.setdefault(_KEY, []).append(_Told(row_bytes, through_unet))
 
 
 def guidance_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
-    """What all guidances on the model keep for one row of latent shape (C, h, w)."""
-    return sum(row_bytes(shape) for row_bytes in model.model_options.get(_KEY, []))
+    """What all guidances on the model keep for one row of latent shape (C, h, w) and its unconditional twin."""
+    told = model.model_options.get(_KEY, [])
+    kept = sum(one.row_bytes(shape) for one in told)
+    # They share one forward of the UNet.
+    if any(one.through_unet for one in told):
+        kept += _UNET_AGAIN * model.model.memory_required([2, *shape])
+    return kept
 
 
 def view_bytes(vision: comfy.clip_vision.ClipVisionModel) -> float:
@@ -32,8 +43,3 @@ def view_bytes(vision: comfy.clip_vision.ClipVisionModel) -> float:
     tokens = (picture_side(vision) // config.get("patch_size", 14)) ** 2 + 1
     values = tokens * config.get("hidden_size", 1024) * config.get("num_hidden_layers", 24) * _VALUES_KEPT
     return values * vision.dtype.itemsize
-
-
-def unet_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
-    """What a gradient through the UNet keeps of a row and its unconditional twin."""
-    return _UNET_AGAIN * model.model.memory_required([2, *shape])

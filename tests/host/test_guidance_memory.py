@@ -31,10 +31,14 @@ def test_what_costs_more_is_said_to(loaded):
     assert kept(loaded, strength=0.0) == kept(loaded, text="") == guidance_bytes(loaded.model, SHAPE) == 0
 
 
-def test_guidances_add_up_and_clones_keep_them(loaded):
-    once = execute(loaded)
-    twice = execute(SimpleNamespace(**{**vars(loaded), "model": once}), text="a blue ring")
-    assert guidance_bytes(twice.clone(), SHAPE) == 2 * guidance_bytes(once, SHAPE)
+def test_guidances_add_up_over_one_forward_and_clones_keep_them(loaded):
+    once = {mode: execute(loaded, mode=mode) for mode in ("fast", "exact")}
+    fast, exact = (guidance_bytes(model, SHAPE) for model in once.values())
+    for mode, want in (("fast", 2 * fast), ("exact", exact + fast)):
+        again = SimpleNamespace(**{**vars(loaded), "model": once[mode]})
+        twice = execute(again, mode=mode, text="a blue ring").clone()
+        assert guidance_bytes(twice, SHAPE) == pytest.approx(want)
+    assert guidance_bytes(once["fast"], SHAPE) == fast
 
 
 def kept_by_graph(net, run):
