@@ -1,4 +1,4 @@
-"""The file from which a cancelled training goes on."""
+"""The file from which a training that was cancelled or failed goes on."""
 
 import hashlib
 import logging
@@ -19,12 +19,14 @@ from .models import model_id
 
 logger = logging.getLogger("inlay")
 
-# What may differ between the run that was cancelled and the one that goes on.
-_FREE = ("steps", "preview_every", "resume", "checkpointing")
+# What may differ between the run that stopped and the one that goes on: what a failure may ask to be changed, too.
+_FREE = ("steps", "preview_every", "resume", "checkpointing", "at_once", "precision")
+# Of the norm. The same VAE and text encoder may round differently another time.
+_SAME = 0.01
 
 
 class ConceptCheckpoint:
-    """<output folder>/inlay/<name>.checkpoint.safetensors, good for the same settings, pictures, masks and model."""
+    """<output folder>/inlay/<name>.checkpoint.safetensors, good for the same settings, pictures, masks and models."""
 
     def __init__(
         self,
@@ -34,7 +36,9 @@ class ConceptCheckpoint:
         images: Tensor,
         masks: Tensor | None,
         start: Mapping[str, Tensor],
+        encoded: Mapping[str, Tensor],
     ) -> None:
+        """encoded: by the VAE and the text encoder, to tell them from others."""
         self.path = Path(folder_paths.get_output_directory(), "inlay", f"{name}.checkpoint.safetensors")
         self.most = settings.steps
         fixed = {key: value for key, value in asdict(settings).items() if key not in _FREE}
@@ -43,21 +47,28 @@ class ConceptCheckpoint:
             if tensor is not None:
                 digest.update(tensor.detach().contiguous().numpy().tobytes())
         self.fingerprint = digest.hexdigest()
+        self.encoded = {f"encoded.{key}": value.detach().float().cpu() for key, value in encoded.items()}
 
     def save(self, loop: ConceptLoop) -> None:
-        write_whole(loop.state(), self.path, {"inlay_concept": self.fingerprint})
-        logger.info("Cancelled after %d steps. Run the same again to go on from %s", loop.training.done, self.path)
+        state = {**loop.state(), **{key: value.clone() for key, value in self.encoded.items()}}
+        write_whole(state, self.path, {"inlay_concept": self.fingerprint})
+        logger.info("Stopped after %d steps. Run the same again to go on from %s", loop.training.done, self.path)
 
     def load(self, loop: ConceptLoop) -> None:
-        """Sets the loop to where the cancelled run was, if there is such a run."""
+        """Sets the loop to where the run stopped, if there is such a run."""
         if not self.path.is_file():
             return
         state, metadata = comfy.utils.load_torch_file(str(self.path), return_metadata=True)
-        if (metadata or {}).get("inlay_concept") != self.fingerprint or len(state["losses"]) > self.most:
-            logger.info("The checkpoint %s is of other settings or pictures. Starting anew.", self.path)
+        same = (metadata or {}).get("inlay_concept") == self.fingerprint and len(state["losses"]) <= self.most
+        if not same or not all(_close(state.pop(key, None), value) for key, value in self.encoded.items()):
+            logger.info("The checkpoint %s is of other settings, pictures or models. Starting anew.", self.path)
             return
         loop.load_state({key: torch.clone(value) for key, value in state.items()})
         logger.info("Going on after step %d from %s", loop.training.done, self.path)
 
     def remove(self) -> None:
         self.path.unlink(missing_ok=True)
+
+
+def _close(kept: Tensor | None, value: Tensor) -> bool:
+    return kept is not None and kept.shape == value.shape and bool((kept - value).norm() <= _SAME * value.norm())

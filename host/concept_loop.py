@@ -1,18 +1,16 @@
 """The training of a concept inside the host's own sampling, where the model is loaded with all packs' patches."""
 
+import logging
+import math
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.samplers
-import comfy.sd
 import comfy.utils
-import latent_preview
 import numpy
 import torch
-from comfy.model_patcher import ModelPatcher
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import interpolate
@@ -20,19 +18,20 @@ from tqdm.auto import tqdm
 
 from ..attention.overlay import overlay
 from ..attention.saliency import resize_map
-from ..attention.salient_sources import RECEIVED, joined_map, layer_map
+from ..attention.salient_sources import joined_map, layer_map
 from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors, draw_example
-from ..training.objectives import Estimate, Objective, objective_loss
+from ..training.objectives import Estimate, objective_loss
 from .attention_capture import Seen, watch_attention
-from .concept_text import ConceptText
-from .contrast import with_backward
+from .concept_material import Material
+from .contrast import MEMORY_FACTOR, with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
 from .models import prediction_kind
 from .recompute import recompute_blocks
 from .saliency import BLIND, on_picture
-from .together import examples_together
-from .unet_blocks import BlockKey
+from .together import decoder_bytes, examples_together
+
+logger = logging.getLogger("inlay")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 PREVIEW_STEPS = 12
@@ -40,28 +39,6 @@ PREVIEW_CFG = 5.0
 PREVIEW_SIDE = 1024
 # Told the number of steps done, and the vectors, which the next step changes.
 AfterStep = Callable[[int, Vectors], None]
-
-
-@dataclass(frozen=True)
-class Material:
-    """What a concept is learned from. Views are the pictures as they are and, with flips, mirrored.
-
-    conditioning: of the first vectors in the template. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode
-    returns them. masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1],
-    padded as for the VAE, for a term that looks at them. layers: those S is read from. reading: how, of READINGS.
-    """
-
-    model: ModelPatcher
-    text: ConceptText
-    vae: comfy.sd.VAE
-    conditioning: list
-    objective: Objective
-    images: Tensor
-    latents: Tensor
-    masks: Tensor | None
-    pixels: Tensor | None
-    layers: list[BlockKey]
-    reading: str = RECEIVED
 
 
 class ConceptLoop:
@@ -90,11 +67,15 @@ class ConceptLoop:
             model.set_model_compute_dtype(_DTYPES[settings.precision])
         if settings.checkpointing:
             recompute_blocks(model)
-        self.decoder = None if material.pixels is None else full_decoder(material.vae, model.model.latent_format)
+        shown = material.pixels is not None or settings.preview_every
+        # Loaded beside the UNet: the VAE's own decode could unload it between two steps.
+        self.decoder = full_decoder(material.vae, model.model.latent_format) if shown else None
         helpers = [material.text.patcher] + ([] if self.decoder is None else [self.decoder.patcher])
         model.set_additional_models("inlay_concept", helpers)
         latent = material.latents[0, :1]
-        self.at_once = settings.at_once or examples_together(material.model, latent, settings.accumulation)
+        decoded = 0 if material.pixels is None else decoder_bytes(material.vae, latent)
+        wanted = settings.accumulation
+        self.at_once = settings.at_once or examples_together(material.model, latent, wanted, decoded)
         if material.layers:
             model = watch_attention(model, material.layers, self._see, "self", rows=None)
         guider = comfy.samplers.CFGGuider(model)
@@ -106,8 +87,9 @@ class ConceptLoop:
                 self._train(denoiser.inner_model, extra_args["model_options"])
                 return self._sample() if sampled else self.clean[0, :1]
 
-        # The host reserves memory for as many rows as it is given.
-        rows = latent.expand(min(self.at_once, settings.accumulation), -1, -1, -1)
+        # The host reserves memory for as many rows as it is given, and knows of no decoder.
+        each = 1 + math.ceil(decoded / model.model.memory_required([MEMORY_FACTOR, *latent.shape[1:]]))
+        rows = latent.expand(min(self.at_once, wanted) * each, -1, -1, -1)
         schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
         schedule = torch.cat([schedule, torch.zeros(1)])
         sampler = comfy.samplers.KSAMPLER(visit)
@@ -154,9 +136,8 @@ class ConceptLoop:
         bar = comfy.utils.ProgressBar(settings.steps)
         with tqdm(total=settings.steps, initial=training.done, desc="Train Concept") as shown:
             while training.done < settings.steps:
-                self.pending.clear()
-                loss = training.step(material.text.encode, self._loss, self.at_once)
-                for view, picture, mask in self.pending:
+                loss = self._step()
+                for view, picture, mask in self.pending if math.isfinite(loss) else ():
                     self.masks[view, picture] += mask
                     self.uses[view, picture] += 1
                 if self.after_step is not None:
@@ -165,6 +146,21 @@ class ConceptLoop:
                 shown.set_postfix(loss=f"{loss:.4f}")
                 due = settings.preview_every and training.done % settings.preview_every == 0
                 bar.update_absolute(training.done, settings.steps, self._live_preview() if due else None)
+        training.require_learned()
+
+    def _step(self) -> float:
+        """A step of the training, with half as many pictures at once whenever memory does not hold them."""
+        while True:
+            self.pending.clear()
+            try:
+                return self.training.step(self.material.text.encode, self._loss, self.at_once)
+            except comfy.model_management.OOM_EXCEPTION:
+                if self.at_once == 1:
+                    raise
+            # Out of the handler, whose error holds on to the graph.
+            self.at_once = min(self.at_once, self.settings.accumulation) // 2 or 1
+            logger.warning("Out of memory. Going on with %d noised pictures at once.", self.at_once)
+            comfy.model_management.soft_empty_cache()
 
     def _loss(self, texts: Texts, parts: range) -> Tensor:
         """(n,): of these parts of the step, in one forward."""
@@ -241,12 +237,13 @@ class ConceptLoop:
         noise = torch.randn(self.clean[0, :1].shape, generator=torch.Generator().manual_seed(self.settings.seed))
         return comfy.k_diffusion.sampling.sample_euler(guided, noise.to(self.device) * sigmas[0], sigmas, disable=True)
 
+    @torch.no_grad()
     def _live_preview(self) -> tuple[str, Image.Image, int]:
-        """The job's panel; with a sample where the host is set to preview latents."""
-        previewer = latent_preview.get_previewer(self.device, self.network.latent_format)
+        """The job's panel with a sample, or without where there is no memory for one."""
         sample = None
-        if previewer is not None:
-            picture = previewer.decode_latent_to_preview(self._sample()).convert("RGB")
-            sample = torch.from_numpy(numpy.asarray(picture).copy())[None].float() / 255
-        values = (self.panel(sample)[0] * 255).round().numpy().astype(numpy.uint8)
+        try:
+            sample = (self.decoder(self._sample()).movedim(1, -1).cpu() + 1) / 2
+        except comfy.model_management.OOM_EXCEPTION:
+            logger.warning("Out of memory for the live preview's sample. It is left out.")
+        values = (self.panel(sample)[0].nan_to_num() * 255).round().numpy().astype(numpy.uint8)
         return "JPEG", Image.fromarray(values), PREVIEW_SIDE

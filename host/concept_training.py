@@ -1,5 +1,7 @@
 """Learning a concept from pictures on the user's own MODEL, CLIP and VAE."""
 
+import logging
+import math
 from collections.abc import Collection
 from dataclasses import dataclass, replace
 
@@ -13,9 +15,10 @@ from ..attention.salient_sources import READINGS, RECEIVED
 from ..guidance.masks import fit_mask, latent_mask
 from ..training.concept import ConceptSettings, ConceptTraining, Vectors
 from ..training.objectives import OBJECTIVES
-from .cancelled import keep_pictures
+from .cancelled import keep_pictures, while_cancelling
 from .concept_checkpoint import ConceptCheckpoint
-from .concept_loop import AfterStep, ConceptLoop, Material
+from .concept_loop import AfterStep, ConceptLoop
+from .concept_material import Material
 from .concept_text import SLOT, ConceptText
 from .embedding_files import embedding_name, save_embedding
 from .gradients import ordinary
@@ -25,17 +28,23 @@ from .saliency import chosen_layers, self_attention_map
 from .salient_masks import AUTO_LAYER, salient_masks
 from .unet_blocks import BlockKey, require_unet
 
+logger = logging.getLogger("inlay")
+
 MASK_SOURCES = ("auto", *READINGS, "masks")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 # Where a picture's saliency is looked at before training.
 TIMESTEPS = (500, 300, 100)
+_FP16_VAE = (
+    "The VAE's decoder overflows in fp16, most likely: run the VAE in higher precision (--fp32-vae or --bf16-vae), or "
+    "choose another objective."
+)
 
 
 @dataclass(frozen=True)
 class LearnedConcept:
     """prompt: the sentence with `embedding:name` in it. mask: (P, H, W), the mask that was used, averaged over the
-    steps; all ones where the objective has none. losses: one a step. preview: (1, H, 3 W, 3), a reference, the same
-    with its mask, a sample.
+    steps; all ones where the objective has none. losses: one a step, without those that were left out for a loss that
+    is not a number. preview: (1, H, 3 W, 3), a reference, the same with its mask, a sample.
     """
 
     prompt: str
@@ -62,7 +71,7 @@ def learn_concept(
     images: (P, H, W, 3) in [0, 1]. masks: (P or 1, H, W), 1 on the subject. if_exists: of embedding_files.IF_EXISTS.
     sentence: what the prompt and the CONDITIONING say, `{}` for the concept. Raises ValueError with what to do for bad
     input, before the first step. On cancel a checkpoint is written and shown, and the host's interrupt goes on; the
-    same call continues there, with the result that one run would have had.
+    same call continues there, with the result that one run would have had. So it does after any other failure.
     """
     job = _Job(model, clip, vae, images, name, settings or ConceptSettings(), if_exists, masks, sentence)
     return job.run()
@@ -116,7 +125,8 @@ class _Job:
             images = ordinary(images)[..., :3].float().cpu()
             start = text.start(objective.tokens or settings.tokens, settings.init_word, settings.seed)
             rate = settings.learning_rate * (settings.accumulation if settings.scale_lr else 1)
-            self.training = ConceptTraining(start, rate, settings.accumulation)
+            advice = {"advice": _FP16_VAE} if objective.extra == "pixel" and _in_fp16(vae) else {}
+            self.training = ConceptTraining(start, rate, settings.accumulation, **advice)
         self.said, self.sentence = sentence, text.sentence(sentence)
         text.require_room(len(next(iter(start.values()))), self.sentence)
         conditioning = text.conditioning(start)
@@ -136,7 +146,8 @@ class _Job:
             layers = _legible_layers(model, conditioning, latents[0], settings, reading)
         views = images, latents, cells, pixels
         self.material = Material(model, text, vae, conditioning, objective, *views, layers, reading)
-        self.checkpoint = ConceptCheckpoint(name.strip(), model, settings, images, masks, start)
+        encoded = {"latents": latents, "text": conditioning[0][0]}
+        self.checkpoint = ConceptCheckpoint(name.strip(), model, settings, images, masks, start, encoded)
 
     def _views(self, values: Tensor) -> list[Tensor]:
         """Pictures or masks (P, H, W, ...) as they are, and mirrored."""
@@ -155,8 +166,13 @@ class _Job:
         try:
             sample = loop.run()
         except comfy.model_management.InterruptProcessingException:
-            self.checkpoint.save(loop)
-            keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
+            with while_cancelling():
+                self.checkpoint.save(loop)
+                keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
+            raise
+        except Exception:
+            if self.training.learned:
+                self._keep(loop)
             raise
         vectors = {key: value.detach().clone() for key, value in self.training.vectors.items()}
         path = save_embedding(vectors, self.name)
@@ -167,9 +183,19 @@ class _Job:
             path,
             self.material.text.conditioning(vectors, self.sentence),
             loop.used_mask(),
-            list(self.training.losses),
+            [loss for loss in self.training.losses if math.isfinite(loss)],
             loop.panel(picture),
         )
+
+    def _keep(self, loop: ConceptLoop) -> None:
+        try:
+            self.checkpoint.save(loop)
+        except Exception as error:
+            logger.warning("What was learned so far could not be kept: %s", error)
+
+
+def _in_fp16(vae: comfy.sd.VAE | None) -> bool:
+    return getattr(vae, "vae_dtype", None) == torch.float16
 
 
 def _given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings) -> Tensor | None:

@@ -70,19 +70,25 @@ def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: 
     largest: keeps the largest connected part. Raises ValueError for a picture with no salient part.
     """
     mask = (scores >= threshold).float()
+    _require_any(
+        mask,
+        f"has no salient part above the threshold {threshold:g}. Lower the threshold, or choose another source or "
+        "layer.",
+    )
     if clean_up:
         mask = dilate(erode(mask, clean_up), clean_up)
         mask = erode(dilate(mask, clean_up), clean_up)
+        _require_any(mask, f"has no salient part that a clean-up of {clean_up} pixels leaves. Lower clean_up.")
     if largest:
         mask = torch.stack([largest_component(one > 0) for one in mask]).float()
-    for number, one in enumerate(mask, 1):
-        if not one.any():
-            which = "The picture" if len(mask) == 1 else f"Picture {number} of {len(mask)}"
-            raise ValueError(
-                f"{which} has no salient part above the threshold {threshold:g}. "
-                "Lower the threshold, or choose another source or layer."
-            )
     return mask, soften(scores, threshold)
+
+
+def _require_any(masks: Tensor, else_it: str) -> None:
+    for number, mask in enumerate(masks, 1):
+        if not mask.any():
+            which = "The picture" if len(masks) == 1 else f"Picture {number} of {len(masks)}"
+            raise ValueError(f"{which} {else_it}")
 
 
 def given_masks(mask: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:

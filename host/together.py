@@ -1,6 +1,7 @@
 """What of a model's rows may go together, or be left out."""
 
 import comfy.model_management
+import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -9,6 +10,8 @@ SHARE = 0.8
 # What backward keeps of an example against what the host reserves for a forward. Counted for bf16 without recomputing:
 # 1.2 for SD1.5 at 512 pixels, 2.5 for SDXL at 1024.
 KEPT = 3
+# The same of the VAE's decoder against what the host reserves to decode. Counted for SD's: 2.6.
+DECODER_KEPT = 3
 _PATCHES = ("patches", "patches_replace", "wrappers", "callbacks", "optimized_attention_override")
 
 
@@ -26,13 +29,19 @@ def plain(model: ModelPatcher) -> bool:
     return not patched(model) and not any(name.startswith("sampler_") for name in model.model_options)
 
 
-def examples_together(model: ModelPatcher, latent: Tensor, wanted: int) -> int:
+def decoder_bytes(vae: comfy.sd.VAE, latent: Tensor) -> float:
+    """What a backward pass through the decoder keeps of one latent (1, C, h, w)."""
+    return DECODER_KEPT * vae.memory_used_decode(latent.shape, vae.vae_dtype)
+
+
+def examples_together(model: ModelPatcher, latent: Tensor, wanted: int, beside: float = 0) -> int:
     """As many of the wanted noised latents (1, C, h, w) as fit with a backward pass, at least 1.
 
+    beside: bytes that something else keeps of each for its own backward pass.
     Each has a noise level of its own. A patch of another pack may know one level a forward only: 1 where there is any.
     """
     if patched(model):
         return 1
-    each = model.model.memory_required([KEPT, *latent.shape[1:]])
+    each = model.model.memory_required([KEPT, *latent.shape[1:]]) + beside
     room = SHARE * comfy.model_management.get_total_memory(model.load_device) - model.model_size()
     return max(1, min(wanted, int(room // each)))

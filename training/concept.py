@@ -1,5 +1,7 @@
 """The loop of textual inversion: a few vectors, AdamW, accumulated gradients, and a state that can be resumed."""
 
+import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -7,11 +9,15 @@ from hashlib import blake2b
 import torch
 from torch import Tensor
 
+logger = logging.getLogger("inlay")
+
 # A power of two: it keeps half precision from rounding small gradients to 0 and cancels without a trace.
 LOSS_SCALE = 1024.0
 BETAS = (0.9, 0.999)
 WEIGHT_DECAY = 1e-2
 SYMMETRY_NOISE = 1e-3
+# Steps in a row that may come to nothing.
+PATIENCE = 3
 
 Vectors = dict[str, Tensor]
 Texts = Sequence[Tensor]
@@ -91,15 +97,28 @@ class ConceptSettings:
     resume: bool = True
 
 
-class ConceptTraining:
-    """Trains vectors {encoder: (n, C)} in place, in fp32. Everything that the next step depends on is in `state()`."""
+class _NotFinite(ValueError):
+    pass
 
-    def __init__(self, vectors: Mapping[str, Tensor], learning_rate: float, accumulation: int) -> None:
-        """Raises ValueError for a learning rate that is not above 0."""
+
+class ConceptTraining:
+    """Trains vectors {encoder: (n, C)} in place, in fp32. Everything that the next step depends on is in `state()`.
+
+    losses: one a step, NaN for a step that was left out.
+    """
+
+    def __init__(
+        self,
+        vectors: Mapping[str, Tensor],
+        learning_rate: float,
+        accumulation: int,
+        advice: str = "Lower the learning rate, or train in fp32 or bf16.",
+    ) -> None:
+        """advice: against values that are not finite. Raises ValueError for a learning rate that is not above 0."""
         if not learning_rate > 0:
             raise ValueError("The learning rate is 0, so nothing would be learned. Set it above 0, for example 0.0005.")
         self.vectors: Vectors = {key: value.detach().float().clone().requires_grad_() for key, value in vectors.items()}
-        self.accumulation = accumulation
+        self.accumulation, self.advice = accumulation, advice
         self.losses: list[float] = []
         self.optimizer = torch.optim.AdamW(
             self.vectors.values(), lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
@@ -112,12 +131,37 @@ class ConceptTraining:
     def step(
         self, encode: Callable[[Vectors], Texts], loss: Callable[[Texts, range], Tensor], at_once: int = 1
     ) -> float:
-        """One update; returns its loss.
+        """One update; returns its loss, NaN where the loss or the gradient is not finite and the vectors stay.
 
         encode: the vectors to the text encoder's outputs, once a step. loss(texts, parts): the losses, (n,), of n of
         the `accumulation` parts, at most `at_once`. Each graph ends at the texts, so that the text encoder is run, and
-        gone back through, once for all of them. Raises ValueError where the loss or the gradient is not finite.
+        gone back through, once for all of them. Raises ValueError for the third step in a row that comes to nothing,
+        and is then where it was before them.
         """
+        try:
+            value = self._update(encode, loss, at_once)
+        except _NotFinite as error:
+            last = self.losses[1 - PATIENCE :]
+            if len(last) == PATIENCE - 1 and all(map(math.isnan, last)):
+                del self.losses[1 - PATIENCE :]
+                raise
+            logger.warning("%s The step is left out.", error)
+            value = math.nan
+        self.losses.append(value)
+        return value
+
+    @property
+    def learned(self) -> bool:
+        return not all(map(math.isnan, self.losses))
+
+    def require_learned(self) -> None:
+        """Raises ValueError where every step has come to nothing."""
+        if not self.learned:
+            raise ValueError(f"The loss was not a number in any step. {self.advice}")
+
+    def _update(
+        self, encode: Callable[[Vectors], Texts], loss: Callable[[Texts, range], Tensor], at_once: int
+    ) -> float:
         texts = [text for text in encode(self.vectors) if text is not None]
         leaves = [text.detach().requires_grad_() for text in texts]
         total = 0.0
@@ -134,7 +178,6 @@ class ConceptTraining:
             vector.grad /= LOSS_SCALE
             self._require_finite(vector.grad, "gradient")
         self.optimizer.step()
-        self.losses.append(total)
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -160,7 +203,4 @@ class ConceptTraining:
 
     def _require_finite(self, value: Tensor, what: str) -> None:
         if not torch.isfinite(value).all():
-            raise ValueError(
-                f"The {what} is not a number in step {self.done + 1}. "
-                "Lower the learning rate, or train in fp32 or bf16."
-            )
+            raise _NotFinite(f"The {what} is not a number in step {self.done + 1}. {self.advice}")

@@ -2,11 +2,14 @@
 
 import json
 
+import comfy.cli_args
+import comfy.model_management
+import comfy.utils
 import pytest
 import torch
 from inlay.host import concept_loop
 from inlay.host.concept_training import concept_at_steps
-from inlay.host.together import examples_together
+from inlay.host.together import KEPT, SHARE, decoder_bytes, examples_together
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 from inlay.training.objectives import OBJECTIVES
@@ -114,6 +117,64 @@ def test_under_another_packs_patch_pictures_go_one_by_one(tiny):
     wrapped = tiny.model.clone()
     wrapped.set_model_unet_function_wrapper(lambda run, step: run(step["input"], step["timestep"], **step["c"]))
     assert examples_together(wrapped, latent, 4) == 1
+
+
+def test_what_the_decoder_keeps_counts_where_pictures_are_decoded(learn, tiny, monkeypatch):
+    latent = torch.zeros(1, 4, 5, 6)
+    plain, decoded = tiny.model.model.memory_required([KEPT, *latent.shape[1:]]), decoder_bytes(tiny.vae, latent)
+    assert decoded > plain
+    total = (tiny.model.model_size() + 4.5 * plain) / SHARE
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: total)
+    found, step = [], concept_loop.ConceptLoop._step
+    monkeypatch.setattr(concept_loop.ConceptLoop, "_step", lambda loop: found.append(loop.at_once) or step(loop))
+    for objective in ("latent", "pixel"):
+        learn(objective=objective, steps=1, accumulation=8)
+    assert found == [4, int(4.5 * plain / (plain + decoded)) or 1]
+
+
+def test_out_of_memory_halves_what_goes_at_once(learn, monkeypatch, caplog):
+    settings = {"accumulation": 4, "images": PAIR}
+    single = learn(at_once=1, **settings)
+    plain, sizes, most = concept_loop.objective_loss, [], 1
+
+    def full(objective, estimate, *rest):
+        sizes.append(len(estimate.denoised))
+        if sizes[-1] > most:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+        return plain(objective, estimate, *rest)
+
+    monkeypatch.setattr(concept_loop, "objective_loss", full)
+    learned = learn(at_once=100, **settings)
+    assert sizes == [4, 2] + 8 * [1]
+    assert learned.losses == single.losses and torch.equal(learned.mask, single.mask)
+    assert "Going on with 1 noised pictures at once" in caplog.text
+    most = 0
+    with pytest.raises(torch.cuda.OutOfMemoryError):
+        learn(**settings)
+
+
+def test_a_step_that_is_not_a_number_is_left_out(learn, monkeypatch):
+    plain, calls = concept_loop.objective_loss, []
+
+    def odd(*args):
+        calls.append(1)
+        return plain(*args) * (float("nan") if len(calls) == 2 else 1)
+
+    whole = learn(steps=1)
+    monkeypatch.setattr(concept_loop, "objective_loss", odd)
+    learned = learn(steps=2)
+    assert learned.losses == whole.losses and torch.equal(saved(learned)["clip_l"], saved(whole)["clip_l"])
+    assert torch.equal(learned.mask, whole.mask)
+
+
+def test_the_live_preview_shows_a_sample_whatever_the_host_previews(learn, monkeypatch):
+    assert comfy.cli_args.args.preview_method == comfy.cli_args.LatentPreviewMethod.NoPreviews
+    shown = []
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda *args, **_: shown.append(args[2]), raising=False)
+    learn(steps=2, preview_every=2)
+    ((_, picture, _),) = filter(None, shown)
+    assert picture.size == (3 * WIDTH, HEIGHT)
+    assert picture.crop((2 * WIDTH, 0, 3 * WIDTH, HEIGHT)).convert("L").getextrema()[1] > 0
 
 
 def test_what_is_learned_up_to_some_steps(learn, tiny, folder):

@@ -67,9 +67,21 @@ def test_models_that_learn_no_concept(learn, folder):
 
 def test_a_loss_that_is_not_a_number_writes_nothing(learn, folder, monkeypatch):
     monkeypatch.setattr(concept_loop, "objective_loss", lambda *args: args[1].denoised.sum() * float("nan"))
-    with pytest.raises(ValueError, match="loss is not a number in step 1"):
+    with pytest.raises(ValueError, match="loss was not a number in any step. Lower the learning rate"):
         learn()
+    with pytest.raises(ValueError, match="loss is not a number in step 3. Lower the learning rate"):
+        learn(steps=4)
     assert not list(folder.rglob("*.safetensors"))
+
+
+def test_an_overflowing_vae_in_fp16_has_a_sentence_of_its_own(learn, tiny, monkeypatch):
+    monkeypatch.setattr(concept_loop, "objective_loss", lambda *args: args[1].denoised.sum() * float("nan"))
+    monkeypatch.setattr(tiny.vae, "vae_dtype", torch.float16)
+    monkeypatch.setattr(type(tiny.vae), "encode", lambda *_: torch.zeros(1, 4, 5, 6))
+    with pytest.raises(ValueError, match="The VAE's decoder overflows in fp16, most likely: run the VAE in higher"):
+        learn(objective="pixel")
+    with pytest.raises(ValueError, match="Lower the learning rate"):
+        learn(objective="latent")
 
 
 def test_names(folder):

@@ -1,5 +1,6 @@
 """A learned concept's files: what a stock prompt loads, the same for the same seed, resumed after a cancel."""
 
+import copy
 import logging
 from pathlib import Path
 
@@ -71,6 +72,66 @@ def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_on
     assert torch.equal(resumed.mask, whole.mask)
     assert not checkpoint.exists()
     assert not list(folder.rglob("*.part"))
+
+
+def fail_in(monkeypatch, step):
+    """The host fails in that step, once."""
+    plain, errors = concept_loop.draw_example, [RuntimeError("CUDA error: the card is gone")]
+
+    def draw(seed, number, *rest):
+        if number == step and errors:
+            raise errors.pop()
+        return plain(seed, number, *rest)
+
+    monkeypatch.setattr(concept_loop, "draw_example", draw)
+
+
+def test_any_failure_keeps_what_was_learned(learn, folder, monkeypatch):
+    whole = learn("whole", steps=3)
+    fail_in(monkeypatch, 2)
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        learn("half", steps=3)
+    checkpoint = folder / "output" / "inlay" / "half.checkpoint.safetensors"
+    assert len(comfy.utils.load_torch_file(str(checkpoint))["losses"]) == 2
+    resumed = learn("half", steps=3)
+    assert resumed.losses == whole.losses
+    assert torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
+    assert not checkpoint.exists()
+
+
+def test_a_failure_before_the_first_step_keeps_nothing(learn, folder, monkeypatch):
+    fail_in(monkeypatch, 0)
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        learn("half")
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_a_run_goes_on_with_less_memory_or_more_precision(learn, monkeypatch, caplog):
+    fail_in(monkeypatch, 1)
+    with pytest.raises(RuntimeError):
+        learn("half", accumulation=2, precision="bf16")
+    with caplog.at_level(logging.INFO):
+        learn("half", accumulation=2, at_once=1, precision="fp32")
+    assert "Going on after step 1" in caplog.text
+
+
+def test_a_checkpoint_of_another_vae_or_clip_skip_is_not_resumed(learn, tiny, monkeypatch, caplog):
+    skipped = tiny.clip.clone()
+    skipped.clip_layer(-2)
+    fresh = learn("fresh", clip=skipped)
+    other = copy.copy(tiny.vae)
+    plain = other.encode
+    other.encode = lambda pixels: plain(pixels) * 1.1
+    for parts in ({"clip": skipped}, {"vae": other}):
+        fail_in(monkeypatch, 1)
+        with pytest.raises(RuntimeError):
+            learn("half")
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            learned = learn("half", **parts)
+        assert "of other settings, pictures or models. Starting anew" in caplog.text
+        if "clip" in parts:
+            assert torch.equal(saved(learned)["clip_l"], saved(fresh)["clip_l"])
 
 
 def test_a_checkpoint_of_other_settings_is_not_resumed(learn, monkeypatch):

@@ -31,12 +31,10 @@ def fixture_folder(tmp_path, monkeypatch):
 
 @pytest.fixture(name="learn")
 def fixture_learn(tiny, folder):
-    """learn(name, model=, clip=, images=, masks=, if_exists=, sentence=, **settings), as the executor runs it."""
+    """learn(name, model=, clip=, vae=, images=, masks=, if_exists=, sentence=, **settings), as the executor runs it."""
 
-    def run(
-        name="cat", model=None, clip=None, images=IMAGES, masks=None, if_exists="number", sentence="{}", **settings
-    ):
-        parts = model or tiny.model, clip or tiny.clip, tiny.vae
+    def run(name="cat", images=IMAGES, masks=None, if_exists="number", sentence="{}", **settings):
+        parts = [settings.pop(part, getattr(tiny, part)) for part in ("model", "clip", "vae")]
         with torch.inference_mode():
             settings = ConceptSettings(**{**QUICK, **settings})
             return learn_concept(*parts, images, name, settings, if_exists, masks, sentence)

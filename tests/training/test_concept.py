@@ -1,5 +1,7 @@
 """The loop on a model small enough to differentiate by hand: updates, accumulation, resuming."""
 
+import math
+
 import pytest
 import torch
 from inlay.training.concept import ConceptTraining, draw_example, initial_vectors
@@ -100,14 +102,43 @@ def test_no_learning_rate_is_refused(rate):
         ConceptTraining(START, rate, 4)
 
 
-def test_what_is_not_finite_stops_the_run_before_the_update():
+BAD = {
+    "loss": lambda texts, _: texts[0].sum()[None] * float("nan"),
+    "gradient": lambda texts, _: texts[0].mean() * 1e37,
+}
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_an_odd_step_that_is_not_finite_is_left_out(what, caplog):
+    training = trained(2)
+    before = training.state()
+    for _ in range(2):
+        assert math.isnan(training.step(encode, BAD[what]))
+    assert f"The {what} is not a number in step 4. Lower the learning rate" in caplog.text
+    assert training.done == 4 and all(
+        torch.equal(before[key], value) for key, value in training.state().items() if key != "losses"
+    )
+    trained(1, training)
+    assert math.isfinite(training.losses[-1])
+    training.require_learned()
+
+
+@pytest.mark.parametrize("what", BAD)
+def test_three_in_a_row_end_the_run_where_it_was_before_them(what):
     training = trained(1)
     before = training.state()
-    with pytest.raises(ValueError, match="loss is not a number in step 2"):
-        training.step(encode, lambda texts, _: texts[0].sum()[None] * float("nan"))
-    with pytest.raises(ValueError, match="gradient is not a number"):
-        training.step(encode, lambda texts, _: texts[0].mean() * 1e37)
+    training.step(encode, BAD[what])
+    training.step(encode, BAD[what])
+    with pytest.raises(ValueError, match=f"{what} is not a number in step 4"):
+        training.step(encode, BAD[what])
     assert all(torch.equal(before[key], value) for key, value in training.state().items())
+
+
+def test_a_run_of_which_nothing_came_is_an_error():
+    training = ConceptTraining(START, 1e-2, 2, advice="Do something else.")
+    training.step(encode, BAD["loss"])
+    with pytest.raises(ValueError, match="not a number in any step. Do something else."):
+        training.require_learned()
 
 
 def test_examples_belong_to_seed_step_and_part_alone():
