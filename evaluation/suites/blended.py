@@ -3,7 +3,7 @@
 Every seed is one task: a thing that no training picture shows in that style is asked for in a place of a scene, empty
 or taken. The model is told nothing where `CLIP alone` steers it, as in the paper, and the text elsewhere. The judge
 took no part in guidance or ranking; the demo's own CLIP did, so a rise of its score alone says little. Background
-figures are taken before the paste.
+figures are taken before the paste. The paper's GAN baselines (PaintByWord, VQGAN-CLIP) are out of scope.
 """
 
 from dataclasses import dataclass, replace

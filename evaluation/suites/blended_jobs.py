@@ -23,8 +23,10 @@ from ..measures import psnr_outside, seam
 from ..study import Study
 
 CFG = 5.0
+# The authors' own: 75 of 100 steps are run. The shipped workflows start where each job asks for, 0.5 to 1.
 START = 0.75
-# What the shipped workflows use, and what CLIP gets where it has to do everything alone.
+# The workflows' strength and copies, but not the crop that most of them show CLIP; and what CLIP gets where it has to
+# do everything alone.
 BESIDE_TEXT = ClipOptions(strength=0.1, augmentations=3)
 ALONE = ClipOptions(strength=0.3, augmentations=8)
 

@@ -10,7 +10,8 @@ holds that network; the background by its PSNR and the distance in the judge's f
 exist, so table 2 has no CLIP_T. A concept is learned in a sentence that names its reference's style and place, and
 painted in one that names the scene's place and, so that style guidance has something to do, still the reference's
 style; one row names the scene's, as the workflow does. The text rows' prompts name the thing alone. Of the paper's
-rivals only those run whose method is here; Blended has 4 candidates as all others, where the paper gives it 32.
+rivals only those run whose method is here, and its GAN baselines (PaintByWord, VQGAN-CLIP) are out of scope; Blended
+has 4 candidates as all others, where the paper gives it 32.
 """
 
 import json

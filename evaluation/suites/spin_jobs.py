@@ -25,7 +25,7 @@ from .style import SHIPPED
 
 CANDIDATES = 4
 GROW = 1.25
-# Of suite `blended`: the start that its tuning found best, and CLIP strong enough to do everything alone.
+# As suite `blended`: the authors' start, not tuned, and CLIP strong enough to do everything alone.
 BLENDED_START = 0.75
 BLENDED_STEPS = 20
 ALONE = ClipOptions(strength=0.3)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from inlay.demo.tasks import draw_tasks
+from inlay.host import clip_guidance_patch
 from inlay.host.clip_guidance_patch import ClipOptions, clip_loss, clip_targets, guide_by_clip
 from inlay.host.demo_world import load_demo_models
 from inlay.host.gradients import gradient_phase
@@ -49,6 +50,12 @@ def test_the_small_decoder_is_used_where_the_user_has_one(loaded, run, tmp_path,
         assert isinstance(find_loss(guided).decoder.patcher.model, TAESD)
         assert find_loss(guided).decoder.row_bytes((4, 8, 10)) < full_bytes / 4
         assert not torch.equal(run(guided, steps=1), full)
+        with monkeypatch.context() as patch:
+            patch.setattr(clip_guidance_patch, "full_decoder", None)
+            execute(loaded)  # without a copy of the VAE, which is judged all the same
+            patch.setattr(loaded.vae, "latent_channels", 16)
+            with pytest.raises(ValueError, match="This VAE has 16 latent channels and the model 4"):
+                execute(loaded)
         assert not isinstance(find_loss(execute(loaded, mode="exact")).decoder.patcher.model, TAESD)
     finally:
         folder_paths.filename_list_cache.pop("vae_approx", None)
