@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
@@ -27,3 +28,8 @@ def make_room(model: ModelPatcher, factor: int, whole: bool) -> None:
     model.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _KEY)
     most = _Room(max(one.factor for one in asked), any(one.whole for one in asked))
     model.add_wrapper_with_key(WrappersMP.PREPARE_SAMPLING, _KEY, most)
+
+
+def load_whole(*patchers: ModelPatcher) -> None:
+    """All of these on their devices together, for a loop of one's own."""
+    comfy.model_management.load_models_gpu(patchers, force_full_load=True)

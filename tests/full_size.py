@@ -1,4 +1,6 @@
-"""UNets of SD1.5, SD2.1-v and SDXL at their full width, SD's VAE and TAESD, random weights, ComfyUI's own classes.
+"""UNets of SD1.5, SD2.1-v and SDXL at their full width, SD's VAE, text encoder and TAESD, out of ComfyUI's own classes.
+
+All with random weights.
 
 Each UNet's builder takes `depth`: at most so many residual blocks a level, and transformer blocks each (None: all).
 Millions of parameters (bf16: two bytes each) with all and with depth 1: SD1.5 860 and 579, SD2.1 866 and 583,
@@ -6,6 +8,7 @@ SDXL 2567 and 436 (899 with depth 2).
 """
 
 import math
+from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -101,6 +104,18 @@ def sd_vae(dtype: torch.dtype = torch.float32):
     vae = comfy.sd.VAE(sd=net.state_dict(), config=config, dtype=dtype)
     vae.first_stage_model.requires_grad_(False)
     return vae
+
+
+def sd15_clip():
+    """The text encoder of SD1.x as the host's object: 123 million parameters."""
+    import comfy.sd
+    import comfy.sd1_clip
+
+    target = SimpleNamespace(params={}, clip=comfy.sd1_clip.SD1ClipModel, tokenizer=comfy.sd1_clip.SD1Tokenizer)
+    clip = comfy.sd.CLIP(target, disable_dynamic=True)
+    _fill(clip.cond_stage_model.clip_l.transformer, seed=3)
+    clip.cond_stage_model.requires_grad_(False)
+    return clip
 
 
 def taesd():

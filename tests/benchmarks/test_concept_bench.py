@@ -6,6 +6,7 @@ import pytest
 import torch
 from inlay.benchmarks import concept
 from inlay.benchmarks.timing import Comparison
+from inlay.host import demo_models as build
 from inlay.host.concept_text import ConceptText
 
 IMAGE = torch.rand(1, 32, 40, 3, generator=torch.Generator().manual_seed(0))
@@ -40,7 +41,25 @@ def test_rows(models, monkeypatch):
     monkeypatch.setattr(concept, "compare", once)
     monkeypatch.setattr(concept, "STEPS", 1)
     monkeypatch.setattr(concept, "ACCUMULATION", 1)
-    rows = list(concept.run(models))
+    rows = list(concept.run(concept.Scale(models, IMAGE, "tiny nets")))
     assert [row.name for row in rows][:2] == ["concept-step", "concept-step, one by one"]
     assert sum(row.name.startswith("part: ") for row in rows) == 3
-    assert all("1 against 0.5 updates a second" in row.note for row in rows)
+    assert all("1 against 0.5 updates a second" in row.note and "32 x 40 pixels, tiny nets" in row.note for row in rows)
+
+
+def test_the_straight_loop_computes_in_the_type_that_the_unet_has(models):
+    models.model = build.build_model(build.build_unet(4, seed=1).state_dict())
+    models.model.model.diffusion_model.to(torch.bfloat16).dtype = torch.bfloat16
+    assert models.model.model_dtype() == torch.bfloat16
+    assert concept.Straight(models, IMAGE, 1)().isfinite().all()
+
+
+@pytest.mark.full_size
+def test_the_size_of_sd15(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    scale = concept.scale_here()
+    monkeypatch.undo()
+    models, image = scale.models, scale.image[:, :128, :128]
+    monkeypatch.setattr(concept, "ACCUMULATION", 1)
+    assert concept.Straight(models, image, 1)().shape == (concept.TOKENS, 768)
+    assert list(concept.learn(models, image, 1, objective="saliency focus")) == [1]
