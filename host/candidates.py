@@ -21,7 +21,8 @@ def candidates_that_fit(model: ModelPatcher, latent: Tensor, wanted: int) -> int
     """
     rows, *shape = latent.shape
     each = model.model.memory_required([2 * rows, *shape]) * HEADROOM + rows * guidance_bytes(model, shape)
-    to_load = sum(max(0, one.model_size() - one.loaded_size()) for one in (model, *model.get_additional_models()))
+    beside = [one for one in model.get_additional_models() if one.load_device == model.load_device]
+    to_load = sum(max(0, one.model_size() - one.loaded_size()) for one in (model, *beside))
     free = comfy.model_management.get_free_memory(model.load_device) - to_load
     fit = min(max(1, int(free // each)), wanted)
     return math.ceil(wanted / math.ceil(wanted / fit))

@@ -108,10 +108,12 @@ def test_the_models_that_guide_are_counted(loaded, monkeypatch):
     each = guided.model.memory_required([2, *SHAPE]) * 1.5 + guidance_bytes(guided, SHAPE)
     beside = guided.get_additional_models()
     assert len(beside) == 2
-    for size, want in ((0, 2), (1.5 * each, 1)):
+    here = guided.load_device
+    for size, device, want in ((0, here, 2), (1.5 * each, here, 1), (1.5 * each, torch.device("meta"), 2)):
         for one in beside:
             monkeypatch.setattr(one, "model_size", lambda size=size: size / 2)
             monkeypatch.setattr(one, "loaded_size", lambda: 0)
+            monkeypatch.setattr(one, "load_device", device)
         monkeypatch.setattr(guided, "model_size", lambda: 0)
         monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_: 2.4 * each)
         assert candidates_that_fit(guided, latent, 2) == want
