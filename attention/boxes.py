@@ -10,8 +10,6 @@ Box = dict[str, int]
 SIDES = ("x", "y", "width", "height")
 # Of the picture's area.
 SPECK = 0.001
-# Keeps the ratio of two maps finite where no word acts.
-EVEN = 0.1
 
 
 def largest_component(mask: Tensor) -> Tensor:
@@ -26,12 +24,11 @@ def largest_component(mask: Tensor) -> Tensor:
     return (labels == sizes.argmax() + 1).to(mask.device)
 
 
-def salient_part(salient: Tensor, words: Tensor, others: Tensor | None, threshold: float) -> Tensor:
-    """(H, W) bool: of the connected parts of salient >= threshold, the one in which the words act most.
+def salient_part(salient: Tensor, words: Tensor, threshold: float) -> Tensor:
+    """(H, W) bool: of the connected parts of salient >= threshold, the one that the words tell most of.
 
-    salient: (H, W). words: (H, W), greatest value 1; others: the same of the prompt's other words, None where there are
-    none: what the words get is compared with it, because two things of a picture are both named in the prompt. Specks
-    do not count. Raises ValueError where no part is left.
+    salient: (H, W). words: (H, W), what they tell of each place. Specks do not count. Raises ValueError where no part
+    is left.
     """
     from scipy.ndimage import label
 
@@ -40,8 +37,7 @@ def salient_part(salient: Tensor, words: Tensor, others: Tensor | None, threshol
     parts = [part for part in parts if part.sum() >= SPECK * part.numel()]
     if not parts:
         raise ValueError(f"No place reaches the threshold {threshold:g}. Lower it, or draw the box by the words alone.")
-    own = words if others is None else words / (others + EVEN)
-    return max(parts, key=lambda part: float(own[part].mean()))
+    return max(parts, key=lambda part: float(words[part].mean()))
 
 
 def bounding_box(mask: Tensor, margin: int = 0) -> Box:

@@ -13,15 +13,16 @@ from torch import Tensor
 # What would confine the conditioning to a part of the picture or of the run.
 _CONFINING = ("area", "mask", "start_percent", "end_percent", "default")
 
-Forward = Callable[[float, Tensor], None]
+Forward = Callable[[float, Tensor], Tensor]
 
 
 @contextmanager
 def clean_forwards(model: ModelPatcher, conditioning: list, latent: Tensor) -> Iterator[Forward]:
-    """Yields forward(t, noise): the model at the latent noised to timestep t (0 to 999), its result discarded.
+    """Yields forward(t, noise): the noise that the model sees in the latent noised to timestep t (0 to 999).
 
-    latent, noise: (1, C, h, w), the latent as VAE.encode returns it. Only the first entry of the CONDITIONING is used,
-    for the whole picture and every timestep. The host's state is as before afterwards, also after an error.
+    latent, noise and what is returned: (1, C, h, w), the latent as VAE.encode returns it. Only the first entry of the
+    CONDITIONING is used, for the whole picture and every timestep. The host's state is as before afterwards, also after
+    an error.
     """
     text, extra = conditioning[0]
     extra = {key: value for key, value in extra.items() if key not in _CONFINING}
@@ -40,13 +41,14 @@ def clean_forwards(model: ModelPatcher, conditioning: list, latent: Tensor) -> I
             conds = comfy.samplers.process_conds(inner, clean, conds, device, clean, None, 0)
             sampling = inner.model_sampling
 
-            def forward(t: float, noise: Tensor) -> None:
+            def forward(t: float, noise: Tensor) -> Tensor:
                 comfy.model_management.throw_exception_if_processing_interrupted()
                 sigma = sampling.sigma(torch.tensor([float(t)])).to(device, torch.float32)
                 # Other packs' patches read the schedule and the host's guider, absent here, would set it.
                 options["transformer_options"]["sample_sigmas"] = torch.cat([sigma, torch.zeros_like(sigma)])
                 noised = sampling.noise_scaling(sigma, noise.to(device, torch.float32), clean)
-                comfy.samplers.calc_cond_batch(inner, [conds["positive"]], noised, sigma, options)
+                (x0,) = comfy.samplers.calc_cond_batch(inner, [conds["positive"]], noised, sigma, options)
+                return (noised - x0) / sigma
 
             yield forward
         finally:

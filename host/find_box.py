@@ -14,9 +14,10 @@ from .attention_layers import require_readable
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, word_maps
 from .salient_masks import saliency_scores
-from .tokens import concept_positions, encode_text, other_positions
+from .tokens import concept_positions, encode_text
+from .word_gain import word_gain
 
-# What the box is drawn around: where the words act, or the salient part in which they act most.
+# What the box is drawn around: where the words act, or the salient part that they tell most of.
 OUTLINES = ("words", "salient part")
 SALIENT_BY = "attention to the border"
 
@@ -57,20 +58,16 @@ def find_boxes(
     height, width = image.shape[1:3]
     progress = comfy.utils.ProgressBar(len(image))
     how = alpha, passes, layer, self_attention, seed, stretch
-    looked_at = model, clip, vae, image, prompt
-    others = None
-    if outline != OUTLINES[0]:
-        rest = other_positions(clip, prompt, concept)
-        others = _maps(*looked_at, rest, *how) if rest else None
     boxes, maps = [], []
-    for number, one in enumerate(concept_maps(*looked_at, concept, *how)):
+    for number, one in enumerate(concept_maps(model, clip, vae, image, prompt, concept, *how)):
         try:
             if outline == OUTLINES[0]:
                 boxes.append(find_box(one, threshold, margin))
             else:
-                salient = saliency_scores(model, vae, image[number : number + 1], SALIENT_BY, seed=seed)[0]
-                against = None if others is None else next(others).mean(0)
-                boxes.append(bounding_box(salient_part(salient, one.mean(0), against, threshold), margin))
+                picture = image[number : number + 1]
+                salient = saliency_scores(model, vae, picture, SALIENT_BY, seed=seed)[0]
+                told = word_gain(model, clip, vae, picture, prompt, concept, seed)[0]
+                boxes.append(bounding_box(salient_part(salient, told, threshold), margin))
         except ValueError as error:
             if len(image) == 1:
                 raise
@@ -97,23 +94,6 @@ def concept_maps(
 ) -> Iterator[Tensor]:
     """What find_boxes draws the box of each picture from, in turn: (passes, H, W), greatest value about 1."""
     positions = concept_positions(clip, prompt, concept)
-    return _maps(model, clip, vae, image, prompt, positions, alpha, passes, layer, self_attention, seed, stretch)
-
-
-def _maps(
-    model: ModelPatcher,
-    clip: comfy.sd.CLIP,
-    vae: comfy.sd.VAE,
-    image: Tensor,
-    prompt: str,
-    positions: list[int],
-    alpha: float,
-    passes: int,
-    layer: str,
-    self_attention: bool,
-    seed: int,
-    stretch: bool,
-) -> Iterator[Tensor]:
     require_readable(model)
     conditioning = encode_text(clip, prompt)
     latents = encode_picture(vae, image)

@@ -55,7 +55,7 @@ def self_attention_map(
                 passes += 1
     if not sums:
         raise ValueError(BLIND)
-    return _numbers(joined_map(reading, [total / passes for total in sums.values()]))
+    return require_numbers(joined_map(reading, [total / passes for total in sums.values()]))
 
 
 def word_maps(
@@ -106,14 +106,15 @@ def word_maps(
                 forward(timestep, next(noises))
                 if not words or (self_attention and not own):
                     raise ValueError(BLIND)
-                drawn.append(_numbers(one_pass()))
+                drawn.append(require_numbers(one_pass()))
             total = torch.stack(drawn).mean(0)
             total = total - total.amin() if stretch else total
             result.append(total / total.amax().clamp_min(torch.finfo(total.dtype).tiny))
     return torch.cat(result)
 
 
-def _numbers(found: Tensor) -> Tensor:
+def require_numbers(found: Tensor) -> Tensor:
+    """The map itself. Raises ValueError where the model's attention overflowed."""
     if not found.isfinite().all():
         raise ValueError(BROKEN)
     return found

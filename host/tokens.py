@@ -16,26 +16,41 @@ def concept_positions(clip: comfy.sd.CLIP, prompt: str, concept: str) -> list[in
     """
     if clip is None:
         raise ValueError("There is no text encoder to find words with. Connect the model's clip.")
-    phrases = [phrase.strip() for phrase in concept.split(",") if phrase.strip()]
-    if not phrases:
+    if not _phrases(concept):
         raise ValueError("No word to look for is given. Name a word of the prompt.")
     name = _reading_encoder(clip, prompt)
-    words = _words(clip, prompt, name)
-    found: set[int] = set()
-    for phrase in phrases:
-        positions = find_phrase(words, [token for _, token in _words(clip, phrase, name)])
-        if not positions:
+    for phrase in _phrases(concept):
+        if not _phrase_positions(clip, prompt, phrase, name):
             known = ", ".join(dict.fromkeys(re.findall(r"embedding:[^\s,()]+|[^\W\d_]+", prompt))) or "none"
             raise ValueError(f'The prompt does not hold "{phrase}". Name one of its words: {known}.')
-        found.update(positions)
-    return sorted(found)
+    return sorted(_phrase_positions(clip, prompt, concept, name))
 
 
-def other_positions(clip: comfy.sd.CLIP, prompt: str, concept: str) -> list[int]:
-    """Positions of all the prompt's other words, sorted. Raises as concept_positions."""
-    own = set(concept_positions(clip, prompt, concept))
-    words = _words(clip, prompt, _reading_encoder(clip, prompt))
-    return [position for position, _ in words if position not in own]
+def _phrases(concept: str) -> list[str]:
+    return [phrase.strip() for phrase in concept.split(",") if phrase.strip()]
+
+
+def _phrase_positions(clip: comfy.sd.CLIP, prompt: str, concept: str, name: str) -> set[int]:
+    """Where one encoder reads the concept's phrases."""
+    words = _words(clip, prompt, name)
+    told = ([token for _, token in _words(clip, phrase, name)] for phrase in _phrases(concept))
+    return {position for tokens in told for position in find_phrase(words, tokens)}
+
+
+def tokens_without(clip: comfy.sd.CLIP, prompt: str, concept: str) -> dict[str, list]:
+    """The prompt's tokens with the concept's left out, for each encoder. Raises as concept_positions."""
+    concept_positions(clip, prompt, concept)
+    tokens = clip.tokenize(prompt)
+    for name, chunks in tokens.items():
+        gone, start = _phrase_positions(clip, prompt, concept, name), 0
+        kept = []
+        for chunk in chunks:
+            left = [entry for number, entry in enumerate(chunk, start) if number not in gone]
+            # The last of a chunk is its padding, or the end that pads in CLIP's own way.
+            kept.append(left + [chunk[-1]] * (len(chunk) - len(left)))
+            start += len(chunk)
+        tokens[name] = kept
+    return tokens
 
 
 def _reading_encoder(clip: comfy.sd.CLIP, prompt: str) -> str:

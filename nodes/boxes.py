@@ -84,7 +84,7 @@ class FindBox(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="words: around where they act (paper). salient part: around what stands out from the "
-                    "picture's border, where they act most.",
+                    "picture's border, where they tell the model most.",
                 ),
                 io.Int.Input(
                     "seed",

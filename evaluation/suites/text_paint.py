@@ -6,7 +6,7 @@ such where another thing stands, take turns by seed. All rows share seeds, noise
 
 Inlay's rows start from the surroundings continued into the mask, as Paint Into Mask does by default; two rows start
 from noise alone, as Spin's formula reads, and from the old picture, as the host does. `fixed` from the old picture is
-the host's way but for the cells on the mask's border, of which Inlay paints every one that the mask touches.
+the host's way but for the cells on the mask's border, which Inlay paints whole at first and by their share at the end.
 """
 
 import time

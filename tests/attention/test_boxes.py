@@ -129,14 +129,13 @@ def test_the_overlay_shows_map_and_outline():
     assert outline(torch.ones(1, 6, 6), 1).sum() == 20  # the picture's edge is an edge
 
 
-def test_the_salient_part_is_where_the_words_act_most():
+def test_the_salient_part_is_what_the_words_tell_most_of():
     salient, words = torch.zeros(40, 50), torch.full((40, 50), 0.1)
     salient[5:15, 5:20], salient[20:35, 30:45], salient[0, 49] = 1.3, 2.0, 9.0
     words[5:15, 5:20], words[20:35, 30:45], words[0, 49] = 0.9, 0.8, 1.0
-    assert salient_part(salient, words, None, 1.25).nonzero().amin(0).tolist() == [5, 5]
-    others = torch.full((40, 50), 0.1)
-    others[5:15, 5:20] = 1.0
-    part = salient_part(salient, words, others, 1.25)
+    assert salient_part(salient, words, 1.25).nonzero().amin(0).tolist() == [5, 5]
+    words[5:15, 5:20] = -1.0
+    part = salient_part(salient, words, 1.25)
     assert part.sum() == 15 * 15 and part[20:35, 30:45].all()
     with pytest.raises(ValueError, match="No place reaches the threshold 3"):
-        salient_part(salient, words, others, 3.0)
+        salient_part(salient, words, 3.0)

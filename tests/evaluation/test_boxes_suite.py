@@ -58,8 +58,7 @@ def test_each_option_varies_alone():
     assert rows[boxes.OURS] == boxes.SHIPPED and rows[boxes.PAPERS] == boxes.PAPER
     assert rows[boxes.BY_WORDS] == boxes.WORDS
     for name, options in list(rows.items())[3:]:
-        around = boxes.SHIPPED if name.startswith(boxes.OURS) else boxes.WORDS
-        changed = [key for key in options if options[key] != around[key]]
+        changed = [key for key in options if options[key] != boxes.WORDS[key]]
         assert len(changed) == 1 and changed[0].replace("_", "-") in name
 
 
@@ -88,7 +87,7 @@ def test_claims_follow_their_intervals():
 
 def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(boxes, "ABLATED", {"threshold": (0.4,), "self_attention": (True,)})
-    monkeypatch.setattr(boxes, "SHIPPED_THRESHOLDS", (1.0,))
+    monkeypatch.setattr(boxes, "AROUND", {"margin": (0,)})
     monkeypatch.setattr(boxes, "GRID", {"layer": ("8x8 decoder",), "stretch": (False, True)})
     asked, real = [], boxes._maps
     monkeypatch.setattr(boxes, "_maps", lambda *given: asked.append(given) or real(*given))
@@ -102,6 +101,8 @@ def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
         assert "seconds" in rows[row] and "seconds" in rows[words]
         assert "seconds" not in rows[f"{words}, threshold 0.4"]
     assert rows["one object: the whole picture"]["covers"]["mean"] == 1
+    ours, tight = (rows[f"one object: around {boxes.OURS}, {name}"] for name in ("as it is", "margin 0"))
+    assert ours["n"] == 1 and tight["share covered"]["mean"] <= ours["share covered"]["mean"]
     grid = [row for name, row in rows.items() if name.startswith("grid: ")]
     assert len(grid) == 2 and all(row["n"] == 1 and "iou at 0.3" in row for row in grid)
     assert [claim["holds"] for claim in report["claims"]] == [None, None]

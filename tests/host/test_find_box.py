@@ -11,8 +11,10 @@ import safetensors.torch
 import torch
 from inlay.attention.boxes import boxes_to_masks
 from inlay.host import find_box as find_box_module
+from inlay.host.attention_pass import draw_noises
 from inlay.host.find_box import find_boxes
-from inlay.host.tokens import concept_positions
+from inlay.host.tokens import concept_positions, tokens_without
+from inlay.host.word_gain import word_gain
 from inlay.nodes.boxes import FindBox
 from inlay.nodes.saliency import SaliencyMask
 
@@ -202,6 +204,18 @@ def test_words_are_found_by_the_real_tokenizer(clips, family, prompt, concept, p
     assert concept_positions(getattr(clips, family), prompt, concept) == positions
 
 
+@pytest.mark.parametrize("family", ["sd1", "sd2", "sdxl"])
+def test_words_are_left_out_of_every_encoder(clips, family):
+    clip = getattr(clips, family)
+    assert tokens_without(clip, PROMPT, "red star, beach") == clip.tokenize("a on a")
+    if family != "sd2":  # The file holds vectors for the others.
+        learned = "a photo of embedding:both on a beach"
+        assert tokens_without(clip, learned, "embedding:both") == clip.tokenize("a photo of on a beach")
+    many = tokens_without(clip, "star " * 80, "star")
+    assert all([len(chunk) for chunk in chunks] == [77, 77] for chunks in many.values())
+    assert all(len(set(map(repr, chunk))) <= 3 for chunks in many.values() for chunk in chunks)
+
+
 def test_learned_concepts_are_found(clips):
     prompt = "a photo of embedding:both on a beach"
     assert concept_positions(clips.sd1, prompt, "embedding:both") == [4, 5, 6]
@@ -240,25 +254,43 @@ def test_a_missing_text_encoder_is_named():
         concept_positions(None, PROMPT, "star")
 
 
-def test_a_salient_part_is_chosen_by_the_words_against_the_others(tiny, pictures, monkeypatch):
-    """Two parts stand out; all words act in the left one, the named word in the right one nearly as much."""
-    salient = torch.zeros(1, 120, 141)
-    salient[:, 20:50, 10:40] = 2.0
-    salient[:, 60:100, 80:130] = 2.0
+def test_the_salient_part_is_the_one_that_the_words_tell_most_of(tiny, pictures, monkeypatch):
+    """Two parts stand out; attention is on the left one, and without the words the right one is known worse."""
+    salient, attention = torch.zeros(1, 120, 141), torch.full((1, 16, 18), 0.1)
+    salient[:, 20:50, 10:40] = salient[:, 60:100, 80:130] = 2.0
+    attention[:, 2:7, 1:5] = 1.0
     monkeypatch.setattr(find_box_module, "saliency_scores", lambda *a, **k: salient)
-    own, all_words = torch.full((1, 16, 18), 0.1), torch.full((1, 16, 18), 0.1)
-    own[:, 2:7, 1:5], own[:, 7:13, 10:17] = 1.0, 0.8
-    all_words[:, 2:7, 1:5] = 1.0
-    star = concept_positions(tiny.clip, PROMPT, "star")
-    monkeypatch.setattr(find_box_module, "word_maps", lambda *a: own if a[3] == star else all_words)
-    arguments = tiny.model, tiny.clip, tiny.vae, pictures[:1]
-    (box,) = find_boxes(*arguments, PROMPT, "star", threshold=1.25, outline="salient part").boxes
+    monkeypatch.setattr(find_box_module, "word_maps", lambda *a: attention)
+    gain = torch.zeros(1, 120, 141)
+    gain[:, 55:, 70:] = 0.2
+    monkeypatch.setattr(find_box_module, "word_gain", lambda *a: gain)
+    arguments = tiny.model, tiny.clip, tiny.vae, pictures[:1], PROMPT, "star"
+    (box,) = find_boxes(*arguments, threshold=1.25, outline="salient part").boxes
     assert box == {"x": 80, "y": 60, "width": 50, "height": 40}
-    # Alone in its prompt, the word is compared with nothing.
-    alone = concept_positions(tiny.clip, "star", "star")
-    monkeypatch.setattr(find_box_module, "word_maps", lambda *a: own if a[3] == alone else pytest.fail("others"))
-    (box,) = find_boxes(*arguments, "star", "star", threshold=1.25, margin=4, outline="salient part").boxes
+    monkeypatch.setattr(find_box_module, "word_gain", lambda *a: -gain)
+    (box,) = find_boxes(*arguments, threshold=1.25, margin=4, outline="salient part").boxes
     assert box == {"x": 6, "y": 16, "width": 38, "height": 38}
+
+
+def test_the_gain_of_words_is_the_error_of_the_noise_without_them_less_that_with_them(tiny, pictures, encode):
+    """Against two plain forwards of the network, in a sentence that lacks the words and in the one that has them."""
+    picture = torch.rand(1, 64, 72, 3, generator=torch.Generator().manual_seed(1))
+    found = word_gain(tiny.model, tiny.clip, tiny.vae, picture, "a red star on a beach", "red star", seed=3)
+    net = tiny.model.model
+    clean = net.process_latent_in(tiny.vae.encode(picture))
+    noises = draw_noises(3, clean, 6)
+    errors = []
+    for text in ("a on a beach", "a red star on a beach"):
+        total = 0
+        for number, noise in enumerate(noises):
+            sigma = net.model_sampling.sigma(torch.tensor([(350.0, 500.0, 650.0)[number % 3]]))
+            with torch.no_grad():
+                x0 = net.apply_model(clean + sigma * noise, sigma, c_crossattn=encode(text)[0][0])
+            total = total + ((clean + sigma * noise - x0) / sigma - noise).square().mean(1) / 6
+        errors.append(total)
+    want = torch.nn.functional.interpolate((errors[0] - errors[1])[:, None], (64, 72), mode="bilinear")[:, 0]
+    assert found.shape == (1, 64, 72) and found.abs().max() > 1e-4
+    assert (found - want).norm() < 1e-3 * want.norm()
 
 
 def test_no_salient_part_names_the_picture(tiny, pictures):
