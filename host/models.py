@@ -56,6 +56,9 @@ def own_weight(model: ModelPatcher, name: str, weight: Tensor) -> Tensor:
 
 
 def few_values(weight: Tensor, count: int) -> Tensor:
-    """At most `count` of its values, evenly spread, fp16 on the CPU."""
+    """At most `count` of its values, evenly spread, fp16 on the CPU. 0 where a file had none, as to the host."""
     flat = weight.detach().flatten()
-    return flat[:: max(1, len(flat) // count)][:count].to("cpu", torch.float16)
+    chosen = flat[:: max(1, len(flat) // count)][:count]
+    if chosen.is_meta:
+        return torch.zeros(len(chosen), dtype=torch.float16)
+    return chosen.to("cpu", torch.float16).contiguous()

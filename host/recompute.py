@@ -1,11 +1,15 @@
-"""Gradient checkpointing of a UNet's blocks: their activations are computed again in backward instead of kept."""
+"""Gradient checkpointing of a UNet's blocks: their activations are computed again in backward instead of kept.
+
+And how much is kept.
+"""
 
 from collections.abc import Callable
 
 from comfy.ldm.modules.attention import SpatialTransformer
 from comfy.ldm.modules.diffusionmodules.openaimodel import ResBlock
 from comfy.model_patcher import ModelPatcher
-from torch import Tensor
+from torch import Tensor, nn
+from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
 
@@ -17,6 +21,24 @@ def recompute_blocks(model: ModelPatcher) -> None:
             key = f"diffusion_model.{name}.forward"
             wrap = _residual if isinstance(module, ResBlock) else _transformer
             model.add_object_patch(key, wrap(model.get_model_object(key)))
+
+
+def bytes_kept(forward: Callable[[], Tensor], network: nn.Module) -> int:
+    """Of what one forward keeps for backward, the network's own weights aside."""
+    own = {weight.untyped_storage().data_ptr() for weight in (*network.parameters(), *network.buffers())}
+    kept: dict[int, int] = {}
+
+    def see(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    # The result holds all of it, so that no two share a place.
+    with saved_tensors_hooks(see, lambda tensor: tensor):
+        result = forward()
+    total = sum(size for place, size in kept.items() if place not in own)
+    del result
+    return total
 
 
 def _residual(forward: Callable) -> Callable:

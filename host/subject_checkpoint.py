@@ -1,66 +1,59 @@
 """The file from which a cancelled training of a subject goes on."""
 
-import hashlib
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
 import comfy.utils
 import folder_paths
 import torch
-from comfy.model_patcher import ModelPatcher
 from safetensors import SafetensorError
-from torch import Tensor
 
 from ..training.subject import SubjectTraining
 from ..training.subject_settings import SubjectSettings
 from .embedding_files import write_whole
-from .models import model_id
 
 logger = logging.getLogger("inlay")
 
 # What may differ between the run that was cancelled and the one that goes on.
-_FREE = ("steps", "preview_every", "resume", "checkpointing")
+_FREE = ("steps", "epochs", "repeats", "preview_every", "resume", "checkpointing")
+# What may besides after a run that ended in no number.
+_REMEDIES = ("learning_rate", "precision")
 
 
 class SubjectCheckpoint:
-    """<output folder>/inlay/<name>.subject.safetensors, good for the same recipe, photos and model."""
+    """<output folder>/inlay/<name>.subject.safetensors, good for the same recipe, photos and models."""
 
-    def __init__(
-        self, name: str, model: ModelPatcher, settings: SubjectSettings, tensors: Sequence[Tensor | None]
-    ) -> None:
-        """tensors: everything that the result depends on besides the recipe."""
+    def __init__(self, name: str, settings: SubjectSettings, parts: Mapping[str, str]) -> None:
+        """parts: fingerprints of everything that the result depends on besides the recipe, by what users call it."""
         self.path = Path(folder_paths.get_output_directory(), "inlay", f"{name}.subject.safetensors")
         self.most = settings.steps
-        self.recipe = {key: value for key, value in asdict(settings).items() if key not in _FREE}
-        digest = hashlib.sha256()
-        for tensor in tensors:
-            if tensor is not None:
-                digest.update(f"{tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-        self.recipe |= {"model": model_id(model), "photos, masks and conditions": digest.hexdigest()}
+        self.recipe = {key: value for key, value in asdict(settings).items() if key not in _FREE} | dict(parts)
 
-    def save(self, training: SubjectTraining) -> None:
-        """Does nothing before the first step is done: there would be nothing to go on with."""
-        if not training.done:
-            return
-        metadata = {"inlay.recipe": json.dumps(self.recipe)}
+    def save(self, training: SubjectTraining, diverged: bool = False) -> bool:
+        """Whether there is such a file now. Does nothing before the first step is done, or amid one.
+
+        diverged: the run ended in no number, and goes on with another learning rate or precision.
+        """
+        if not training.done or not training.whole:
+            return False
+        metadata = {"inlay.recipe": json.dumps(self.recipe), "inlay.free": json.dumps(_REMEDIES if diverged else ())}
         try:
             write_whole(training.state(), self.path, metadata)
         except (OSError, SafetensorError) as error:
             logger.error("The checkpoint %s could not be written (%s).", self.path.name, error)
-            return
-        logger.info("Stopped after %d steps. Run the same again to go on from %s", training.done, self.path)
+            return False
+        return True
 
     def load(self, training: SubjectTraining) -> None:
-        """Sets the training to where the cancelled run was, if there is one. Raises ValueError for another recipe."""
+        """Sets the training to where the stopped run was, if there is one. Raises ValueError for another recipe."""
         if not self.path.is_file():
             return
         state, metadata = comfy.utils.load_torch_file(str(self.path), safe_load=True, return_metadata=True)
-        saved = json.loads((metadata or {}).get("inlay.recipe", "{}"))
-        other = [key for key, value in self.recipe.items() if saved.get(key) != value]
+        saved, free = (json.loads((metadata or {}).get(f"inlay.{key}", "{}")) for key in ("recipe", "free"))
+        other = [key for key, value in self.recipe.items() if key not in free and saved.get(key) != value]
         if other or len(state["losses"]) > self.most:
             raise ValueError(
                 f"The cancelled run of this name had another recipe ({', '.join(other) or 'more steps'}). "

@@ -23,6 +23,30 @@ LEAST, MOST = 0.2, 0.67
 LEAST_SIDE = 16
 
 
+def folder_stamp(name: str) -> list[tuple[str, int, int]] | None:
+    """Names, sizes and times of what is in a folder, which tell when something there is another. None without one."""
+    try:
+        path = _inside(name)
+        return [
+            (str(file.relative_to(path)), file.stat().st_size, file.stat().st_mtime_ns)
+            for file in sorted(path.rglob("*"))
+            if file.is_file()
+        ]
+    except (ValueError, OSError):
+        return None
+
+
+def _inside(name: str) -> Path:
+    """The folder of that name inside the host's input folder. Raises ValueError where there is none."""
+    root = Path(folder_paths.get_input_directory()).resolve()
+    path = (root / name).resolve()
+    if not path.is_relative_to(root):
+        raise ValueError(f'The folder "{name}" is outside the input folder. Put it into the input folder.')
+    if not path.is_dir():
+        raise ValueError(f'There is no folder "{name}" in the input folder. Check its name.')
+    return path
+
+
 class PictureFolder:
     """The pictures of a folder inside the host's input folder, in the order of their names.
 
@@ -31,13 +55,8 @@ class PictureFolder:
 
     def __init__(self, name: str, seed: int) -> None:
         """Raises ValueError for a folder that is elsewhere, not there, or without pictures."""
-        root = Path(folder_paths.get_input_directory()).resolve()
-        path = (root / name).resolve()
-        if not path.is_relative_to(root):
-            raise ValueError(f'The folder "{name}" is outside the input folder. Put it into the input folder.')
-        if not path.is_dir():
-            raise ValueError(f'There is no folder "{name}" in the input folder. Check its name.')
-        self.name, self.seed = name, seed
+        path = _inside(name)
+        self.name, self.seed, self.path = name, seed, path
         found = sorted(file for file in path.rglob("*") if file.suffix.lower() in ENDINGS)
         self.files = [file for file in found if not file.name.lower().endswith(MASK_ENDING)]
         self.has_masks = len(found) > len(self.files)
@@ -48,12 +67,15 @@ class PictureFolder:
     def __len__(self) -> int:
         return len(self.files)
 
-    def fingerprint(self) -> Tensor:
-        """Of the files' names and sizes, (16,) bytes."""
-        digest = blake2b(digest_size=16)
+    def fingerprint(self) -> dict[str, str]:
+        """Of the pictures' names and sizes, and of what the masks and captions beside them hold."""
+        digests = {"pictures in the folder": blake2b(), "masks in the folder": blake2b(), "captions": blake2b()}
+        pictures, masks, captions = digests.values()
         for file in self.files:
-            digest.update(f"{file.name} {file.stat().st_size}\n".encode())
-        return torch.frombuffer(bytearray(digest.digest()), dtype=torch.uint8)
+            pictures.update(f"{file.relative_to(self.path)} {file.stat().st_size}\n".encode())
+            for digest, beside in ((masks, _mask_of(file)), (captions, _caption_of(file))):
+                digest.update(beside.read_bytes() if beside.is_file() else b"\0")
+        return {name: digest.hexdigest()[:32] for name, digest in digests.items()}
 
     def photo(self, number: int) -> tuple[Photo, str]:
         """The picture and its caption, "" without one; in the place of a broken one the next that can be read.
@@ -69,7 +91,8 @@ class PictureFolder:
             # What Pillow raises of a broken file depends on where it is broken: errors of zlib, of struct, of an index.
             except Exception as error:
                 self.broken[at] = self.files[at].name
-                logger.warning("The picture %s cannot be read (%s) and is skipped.", self.files[at].name, error)
+                # In words: who keeps the error keeps every picture that its frames held.
+                logger.warning("The picture %s cannot be read (%s) and is skipped.", self.files[at].name, str(error))
         raise ValueError(f'None of the {len(self.files)} pictures in "{self.name}" can be read. Choose another folder.')
 
     def _read(self, number: int) -> Photo:
@@ -77,7 +100,7 @@ class PictureFolder:
         height, width = picture.shape[:2]
         if min(height, width) < LEAST_SIDE:
             raise ValueError(f"it is only {width} x {height}")
-        beside = self.files[number].with_name(self.files[number].stem + MASK_ENDING)
+        beside = _mask_of(self.files[number])
         if not beside.is_file():
             return Photo(picture, None, self._place(number, height, width))
         mask = fit_mask(_pixels(beside, "L")[None], height, width)[0]
@@ -103,6 +126,14 @@ def _pixels(path: Path, mode: str) -> Tensor:
         return torch.from_numpy(numpy.asarray(image).copy()).float() / 255
 
 
-def _caption(path: Path) -> str:
-    beside = path.with_suffix(".txt")
+def _mask_of(picture: Path) -> Path:
+    return picture.with_name(picture.stem + MASK_ENDING)
+
+
+def _caption_of(picture: Path) -> Path:
+    return picture.with_suffix(".txt")
+
+
+def _caption(picture: Path) -> str:
+    beside = _caption_of(picture)
     return " ".join(beside.read_text(encoding="utf-8").split()) if beside.is_file() else ""

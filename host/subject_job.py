@@ -2,7 +2,8 @@
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict
 from typing import Protocol
 
@@ -12,13 +13,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..training.subject import SubjectTraining
+from ..training.subject import NotANumber, SubjectTraining
 from ..training.subject_settings import SubjectSettings
 from .cancelled import keep_pictures
+from .fingerprints import patcher_id, patches_id, weights_id
 from .inpaint_channels import takes_masked_image
 from .lora_files import Lora, base_metadata
 from .lora_training import TrainableLora
-from .models import prediction_kind
+from .models import model_id, prediction_kind
 from .reference_conditioning import require_pair
 from .subject_checkpoint import SubjectCheckpoint
 from .subject_data import FolderSource, PhotoSource, Source, SubjectData
@@ -31,6 +33,8 @@ from .subject_views import Item, Photo, make_views
 logger = logging.getLogger("inlay")
 
 PREVIEWED = 8
+# Seconds between checkpoints.
+KEPT_EVERY = 300.0
 
 
 class PhotoSet(Protocol):
@@ -85,8 +89,10 @@ class SubjectJob:
             self.source = PhotoSource(own, others, self.prompts, settings, self._build)
         else:
             self.source = FolderSource(self.folder, self.prompts[0] if self.prompts else "", settings, self._build)
-        self.checkpoint = SubjectCheckpoint(name, model, settings, self.source.fingerprint())
-        self.loop = SubjectLoop(model, self.trainable, self.training, settings, self.source.groups)
+        self.checkpoint = SubjectCheckpoint(name, settings, self.source.fingerprint() | self._parts())
+        # Every weight of a UNet would be gigabytes each time.
+        self.keeps, self.kept_at = trainable is None, time.monotonic()
+        self.loop = SubjectLoop(model, self.trainable, self.training, settings, self.source.groups, self._keep)
 
     def run(self) -> None:
         """All steps that are left."""
@@ -98,13 +104,22 @@ class SubjectJob:
             for data, end in self._stretches():
                 loop.run(data, end)
         except comfy.model_management.InterruptProcessingException:
-            self.checkpoint.save(self.training)
+            self.stop()
             if loop.data is not None:
                 keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
+            raise
+        except Exception as error:
+            self.stop(diverged=isinstance(error, NotANumber))
             raise
         if self.folder is not None and self.folder.broken:
             names = ", ".join(list(self.folder.broken.values())[:PREVIEWED])
             logger.warning("%d of %d pictures could not be read: %s", len(self.folder.broken), len(self.folder), names)
+
+    def stop(self, diverged: bool = False) -> None:
+        """Keeps what there is, and says so."""
+        if self.keeps and self.checkpoint.save(self.training, diverged):
+            done, path = self.training.done, self.checkpoint.path
+            logger.info("Stopped after %d steps. Run the same again to go on from %s", done, path)
 
     def lora(self) -> Lora:
         tensors = self.trainable.tensors()
@@ -118,6 +133,12 @@ class SubjectJob:
             self.loop.data, _ = self.source.stretch(max(0, self.settings.steps - 1))
         count = len(self.loop.data.views.latents)
         return self.loop.shown(torch.linspace(0, count - 1, min(PREVIEWED, count)).long())
+
+    def _keep(self) -> None:
+        """After each step: what a crash of the machine would take is a few minutes' work."""
+        if self.keeps and time.monotonic() - self.kept_at > KEPT_EVERY:
+            self.checkpoint.save(self.training)
+            self.kept_at = time.monotonic()
 
     def _stretches(self) -> Iterator[tuple[SubjectData, int]]:
         while self.training.done < self.settings.steps:
@@ -134,15 +155,26 @@ class SubjectJob:
         prompts = read_prompts(self.settings.prompt, own)
         return [*prompts, *read_prompts(self.settings.class_prompt, others)] if others else prompts
 
-    def _build(self, items: Sequence[Item], texts: Sequence[str]) -> SubjectData:
+    def _parts(self) -> dict[str, str]:
+        """Fingerprints of the models that the result depends on, by their inputs' names."""
+        teller = self.teller
+        parts = {"model": model_id(self.model), "LoRAs on the model": patches_id(self.model)}
+        parts["vae"] = "" if self.vae is None else patcher_id(self.vae.patcher)
+        if not self.inpaint:
+            return parts | {"clip": f"{patcher_id(teller.clip.patcher)} {teller.clip.layer_idx}"}
+        encoder = "" if teller.encoder is None else weights_id(teller.encoder.state_dict())
+        return parts | {"clip_vision": patcher_id(teller.vision.patcher), "reference_encoder": encoder}
+
+    def _build(self, items: Iterable[Item]) -> SubjectData:
         settings, teller = self.settings, self.teller
         if self.inpaint:
             references: list[Tensor] = []
             views = make_views(self.vae, items, settings, self.holes, references.append, teller.vision.image_size)
             condition = tell_by_references(teller, references, self.projection)
-            context_of = torch.arange(len(items))
+            context_of = torch.arange(len(references))
         else:
-            views = make_views(self.vae, items, settings, self.holes, None, 0)
+            texts: list[str] = []
+            views = make_views(self.vae, _heard(items, texts), settings, self.holes, None, 0)
             told = list(dict.fromkeys(texts))
             condition = tell_by_texts(teller, told)
             context_of = torch.tensor([told.index(text) for text in texts])
@@ -164,6 +196,13 @@ class SubjectJob:
         if self.folder is not None:
             said["inlay.folder"] = f"{self.folder.name}, {len(self.folder)} pictures"
         return said | {"inlay.prompt": self.prompts[0]} if self.prompts else said
+
+
+def _heard(items: Iterable[Item], texts: list[str]) -> Iterator[Item]:
+    """The same, with their captions added to the texts as they pass."""
+    for item in items:
+        texts.append(item.caption)
+        yield item
 
 
 def _require_parts(model: ModelPatcher, settings: SubjectSettings, teller: Teller, holes: bool) -> None:

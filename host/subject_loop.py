@@ -1,8 +1,8 @@
 """The training of a subject inside the host's own sampling, where the model is loaded with all packs' patches."""
 
 import time
-from collections.abc import Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Protocol
 
 import comfy.model_management
@@ -20,19 +20,22 @@ from ..training.saliency_focus import saliency_focus
 from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
 from ..training.subject_settings import SNR_CAP, SubjectSettings
 from .attention_capture import Seen, watch_attention
-from .contrast import MEMORY_FACTOR, with_backward
-from .gradients import gradient_phase, ordinary, plain_attention
+from .backward_room import make_room
+from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .lora_training import count_parameters
 from .models import prediction_kind
 from .notice import show_sentence
-from .recompute import recompute_blocks
+from .recompute import bytes_kept, recompute_blocks
 from .saliency import BLIND, chosen_layers
 from .salient_masks import AUTO_LAYER
 from .subject_data import SubjectData
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-# A step goes forward once and back at about twice that.
-STEP_COST = 3
+# A step goes forward once and back at about twice that, and forward again where the blocks are recomputed.
+STEP_COST, RECOMPUTED_COST = 3, 4
+# What backward keeps of a row against what the host reserves for a forward. Where the host counts on flash attention
+# that is 9 for SD1.5 at 512 pixels in half precision (741 MiB against 82) and 19 for SDXL at 1024.
+KEPT, KEPT_RECOMPUTED = 20, 5
 PREVIEW_SIDE = 512
 
 
@@ -58,9 +61,11 @@ class SubjectLoop:
         training: SubjectTraining,
         settings: SubjectSettings,
         groups: list[Tensor],
+        after_step: Callable[[], None] = lambda: None,
     ) -> None:
         self.model, self.trainable, self.training, self.settings = model, trainable, training, settings
-        self.groups = groups
+        self.groups, self.after_step = groups, after_step
+        self.prepared: ModelPatcher | None = None
         self.prediction = prediction_kind(model)
         self.last = groups[0][:1]
         self.data: SubjectData | None = None
@@ -73,11 +78,8 @@ class SubjectLoop:
         self.data, self.end = data, end
         if first:
             self.last = self.groups[0][:1] if data.rows is None else data.rows[:1]
-        model, settings, condition = with_backward(self.model), self.settings, data.condition
-        if settings.precision != "auto":
-            model.set_model_compute_dtype(_DTYPES[settings.precision])
-        if settings.checkpointing:
-            recompute_blocks(model)
+        self.prepared = self.prepared or self._prepare()
+        model, settings, condition = self.prepared, self.settings, data.condition
         if settings.loss != "plain" and data.views.subject is None:
             layers = chosen_layers(model, data.views.latents[:1], AUTO_LAYER["self-attention"])
             model = watch_attention(model, layers, self._see, "self", rows=None)
@@ -97,6 +99,17 @@ class SubjectLoop:
         sampler = comfy.samplers.KSAMPLER(visit)
         levels = torch.cat([schedule, torch.zeros(1)])
         guider.sample(blank, blank, sampler, levels, disable_pbar=True, seed=settings.seed)
+
+    def _prepare(self) -> ModelPatcher:
+        """Once for all stretches: the host may load the weights anew for such a clone."""
+        settings = self.settings
+        model = static_patcher(self.model)
+        make_room(model, KEPT_RECOMPUTED if settings.checkpointing else KEPT, whole=True)
+        if settings.precision != "auto":
+            model.set_model_compute_dtype(_DTYPES[settings.precision])
+        if settings.checkpointing:
+            recompute_blocks(model)
+        return model
 
     def panel(self, rows: Tensor) -> Tensor:
         """IMAGE (n, S, k S, 3) of views as they are trained on. rows: of the data set."""
@@ -122,33 +135,45 @@ class SubjectLoop:
                 shown.set_postfix(loss=f"{loss:.4f}")
                 due = settings.preview_every and training.done % settings.preview_every == 0
                 bar.update_absolute(training.done, settings.steps, self._live_preview() if due else None)
+                self.after_step()
 
     def _announce(self) -> None:
-        """Says what the run is going to take, after one forward to see."""
+        """Says what the run is going to take, after two forwards to see."""
         settings, self.announced = self.settings, True
         draw = self._draw(0)
-        with torch.no_grad():
-            started = time.perf_counter()
-            float(self._denoise(draw, *self._noised(draw)).sum())
+        # Of one row, before it is known whether all fit. The first forward is slow besides.
+        row = Draw(draw.rows[:1], draw.timesteps[:1], draw.noise[:1], draw.silent[:1], draw.seed)
+        with self._seeded(draw):
+            kept = len(draw.rows) * bytes_kept(lambda: self._denoise(row, *self._noised(row)), self.network)
+            with torch.no_grad():
+                started = time.perf_counter()
+                float(self._denoise(draw, *self._noised(draw)).sum())
         forward = time.perf_counter() - started
         steps = settings.steps - self.training.done
         count = count_parameters(self.training.parameters)
-        shape = [len(draw.rows) * MEMORY_FACTOR, *self.data.views.latents.shape[1:]]
+        work = self.network.memory_required([len(draw.rows), *self.data.views.latents.shape[1:]])
         # Weight, gradient and AdamW's two moments of each parameter, in fp32.
-        memory = self.network.memory_required(shape) + self.model.model_size() + 16 * count
-        minutes = forward * STEP_COST * settings.accumulation * steps / 60
+        memory = kept + work + self.model.model_size() + 16 * count
+        cost = RECOMPUTED_COST if settings.checkpointing else STEP_COST
+        minutes = forward * cost * settings.accumulation * steps / 60
+        views = min(sum(map(len, self.groups)), settings.steps * settings.accumulation * len(draw.rows))
         show_sentence(
-            f"Training {count:,} parameters (a file of {count * 4 / 1e6:.1f} MB) on {sum(map(len, self.groups))} views "
+            f"Training {count:,} parameters (a file of {count * 4 / 1e6:.1f} MB) on {views} views "
             f"for {steps} steps: about {memory / 1e9:.1f} GB of memory and {minutes:.1f} minutes."
         )
+
+    @contextmanager
+    def _seeded(self, draw: Draw) -> Iterator[None]:
+        """Dropout draws from the common generators."""
+        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(draw.seed)
+            yield
 
     def _loss(self, part: int) -> Tensor:
         comfy.model_management.throw_exception_if_processing_interrupted()
         draw = self._draw(part)
         self.last = draw.rows
-        # Dropout draws from the common generators.
-        with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(draw.seed)
+        with self._seeded(draw):
             noised, sigma, clean = self._noised(draw)
             denoised = self._denoise(draw, noised, sigma, clean)
         if not denoised.requires_grad:

@@ -68,8 +68,9 @@ def train_subject(
 ) -> TrainedSubject:
     """Trains the LoRA of one subject, or of the kind of pictures that a folder holds, and saves it under the name.
 
-    Raises ValueError with what to do for bad input, before the first step. On cancel a checkpoint is written and shown,
-    and the host's interrupt goes on; the same call continues there, with the result that one run would have had.
+    Raises ValueError with what to do for bad input, before the first step. Whatever stops it later leaves a checkpoint;
+    on cancel it is shown too, and the host's interrupt goes on. The same call continues there, with the result that
+    one run would have had.
     """
     saved_as = lora_name(name, if_exists)
     job = SubjectJob(model, vae, photos, name.strip(), settings, teller)
@@ -79,7 +80,7 @@ def train_subject(
         path = save_lora(trained, saved_as)
     except ValueError:
         # What was trained is not lost where another disk, or the same one later, takes it.
-        job.checkpoint.save(job.training)
+        job.stop()
         raise
     job.checkpoint.remove()
     return TrainedSubject(trained, path, list(job.training.losses), job.preview())

@@ -86,8 +86,12 @@ def batch_loss(losses: Tensor, batch: int, prior_weight: float) -> Tensor:
     return own if len(losses) == batch else own + prior_weight * losses[batch:].mean()
 
 
+class NotANumber(ValueError):
+    """A loss or a gradient is none. The parameters are those of the step before."""
+
+
 class SubjectTraining:
-    """AdamW on named parameters. Everything that the next step depends on is in `state()`."""
+    """AdamW on named parameters. Everything that the next step depends on is in `state()`, while `whole`."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], learning_rate: float, accumulation: int) -> None:
         """Raises ValueError for a learning rate that is not above 0."""
@@ -96,6 +100,7 @@ class SubjectTraining:
         self.parameters = dict(parameters)
         self.accumulation = accumulation
         self.losses: list[float] = []
+        self.whole = True
         self.optimizer = torch.optim.AdamW(
             self.parameters.values(), lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY
         )
@@ -107,7 +112,7 @@ class SubjectTraining:
     def step(self, loss: Callable[[int], Tensor]) -> float:
         """One update; returns its loss. loss(part): the scalar of one of the `accumulation` parts.
 
-        Raises ValueError where the loss or a gradient is not finite.
+        Raises NotANumber where the loss or a gradient is not finite.
         """
         self.optimizer.zero_grad()
         total = 0.0
@@ -121,8 +126,11 @@ class SubjectTraining:
             gradient /= LOSS_SCALE
         # Asked once of all, because each answer waits for the device.
         self._require(isfinite(float(torch.stack([one.abs().amax() for one in gradients]).amax())), "gradient")
+        # What stops it between two parameters leaves no state to go on from.
+        self.whole = False
         self.optimizer.step()
         self.losses.append(total)
+        self.whole = True
         return total
 
     def state(self) -> dict[str, Tensor]:
@@ -148,7 +156,7 @@ class SubjectTraining:
 
     def _require(self, finite: bool, what: str) -> None:
         if not finite:
-            raise ValueError(
+            raise NotANumber(
                 f"The {what} is not a number in step {self.done + 1}. "
                 "Lower the learning rate, or train in fp32 or bf16."
             )

@@ -31,6 +31,9 @@ IMAGES = [torch.rand(2, 64, 72, 3, generator=torch.Generator().manual_seed(0))]
 class Encoder:
     """Each text gets random states of its own, seeded by its length."""
 
+    layer_idx = None
+    patcher = comfy.model_patcher.ModelPatcher(torch.nn.Module(), torch.device("cpu"), torch.device("cpu"))
+
     def tokenize(self, text):
         return text
 

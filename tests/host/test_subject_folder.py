@@ -1,6 +1,9 @@
 """Training on a folder: broken pictures, captions and masks beside pictures, stretches, resuming, refusals."""
 
+import gc
 import logging
+import shutil
+import weakref
 import zlib
 from pathlib import Path
 
@@ -12,7 +15,7 @@ import torch
 from inlay.guidance.reference import ReferenceEncoder
 from inlay.host import subject_data, subject_loop
 from inlay.host.lora_files import read_lora
-from inlay.host.subject_folder import PictureFolder
+from inlay.host.subject_folder import PictureFolder, folder_stamp
 from inlay.host.subject_telling import Teller
 from inlay.host.subject_training import Photos, train_subject
 from inlay.training.subject_settings import SubjectSettings
@@ -104,24 +107,77 @@ def test_a_cancelled_run_goes_on_to_the_very_same_file(tiny, folder, monkeypatch
 
 
 def test_text_mode_takes_each_pictures_own_caption(tiny, folder, monkeypatch):
-    told = []
-    real = subject_data.FolderSource.stretch
+    told, real = [], subject_data.FolderSource._items
 
-    def kept(self, done):
-        build = self.build
-        self.build = lambda items, texts: (
-            told.extend(zip((item.number for item in items), texts, strict=True)) or build(items, texts)
-        )
-        try:
-            return real(self, done)
-        finally:
-            self.build = build
+    def kept(self, rows):
+        for item in real(self, rows):
+            told.append((item.number, item.caption))
+            yield item
 
-    monkeypatch.setattr(subject_data.FolderSource, "stretch", kept)
+    monkeypatch.setattr(subject_data.FolderSource, "_items", kept)
     changes = {"mode": "text", "prompt": "a picture", "steps": 2, "batch": 8, "views": 1}
     trained = train(tiny, folder, "told-folder", tiny.model, Teller(clip=tiny.clip), **changes)
     assert set(told) <= {(0, "a picture"), (1, "a photo of a red star"), (2, "a picture"), (3, "a picture")}
     assert {number for number, _ in told} >= {1} and len(trained.losses) == 2
+
+
+def test_a_stretch_holds_one_picture_at_a_time_and_the_model_is_prepared_once(tiny, folder, monkeypatch):
+    alive, most, prepared = weakref.WeakSet(), [], []
+    read, patcher = PictureFolder._read, subject_loop.static_patcher
+
+    def watched(self, number):
+        photo = read(self, number)
+        alive.add(photo.picture)
+        # What Pillow raises of the broken one goes round in circles.
+        gc.collect()
+        most.append(len(alive))
+        return photo
+
+    monkeypatch.setattr(PictureFolder, "_read", watched)
+    monkeypatch.setattr(subject_loop, "static_patcher", lambda model: prepared.append(model) or patcher(model))
+    monkeypatch.setattr(subject_data, "STRETCH", 4)
+    assert len(train(tiny, folder, "few", steps=6, views=4).losses) == 6
+    # The one before is let go when the next is asked for.
+    assert len(most) > 3 and max(most) <= 2 and len(prepared) == 1
+
+
+def test_a_folder_is_told_from_another_by_its_masks_and_captions_too(folder, tmp_path, monkeypatch):
+    root = Path(folder_paths.get_input_directory())
+    copy = shutil.copytree(root / folder, root / "copied")
+    of_copy = PictureFolder("copied", seed=0).fingerprint()
+    assert of_copy == PictureFolder(folder, seed=0).fingerprint()
+    stamp = folder_stamp("copied")
+    for name, file, data in (
+        ("captions", "1.txt", b"a photo of\na red moon"),
+        ("masks in the folder", "1.mask.png", (copy / "1.mask.png").read_bytes()[:-1] + b"-"),
+        ("pictures in the folder", "0.png", b"other"),
+    ):
+        before = (copy / file).read_bytes()
+        (copy / file).write_bytes(data)
+        now = PictureFolder("copied", seed=0).fingerprint()
+        assert [key for key in now if now[key] != of_copy[key]] == [name]
+        (copy / file).write_bytes(before)
+    assert folder_stamp("copied") != stamp
+    assert folder_stamp("nowhere") is folder_stamp("../..") is None
+
+
+def test_another_caption_or_vae_does_not_go_on(tiny, folder, monkeypatch):
+    from inlay.host import demo_models as build
+
+    root = Path(folder_paths.get_input_directory())
+    copy = shutil.copytree(root / folder, root / "resumed")
+    with monkeypatch.context() as patch, pytest.raises(RuntimeError, match="out"):
+        real, count = subject_loop.batch_loss, iter(range(10**6))
+        patch.setattr(subject_loop, "batch_loss", lambda *args: real(*args) if next(count) < 2 else _out())
+        train(tiny, "resumed", "other-parts")
+    (copy / "1.txt").write_text("a drawing")
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match=r"another recipe \(captions, vae\)"):
+        patch.setattr(tiny, "vae", build.build_vae(build.build_autoencoder(seed=55).state_dict()))
+        train(tiny, "resumed", "other-parts")
+
+
+def _out():
+    raise RuntimeError("out")
 
 
 def test_epochs_times_repeats_are_steps(tiny, folder):

@@ -1,10 +1,12 @@
 """Photos as a data set: where the subject is, squares within the picture, and what is encoded how often."""
 
+import weakref
+
 import pytest
 import torch
 from inlay.attention.boxes import box_mask
 from inlay.host import subject_views
-from inlay.host.subject_views import Item, make_views, read_photos
+from inlay.host.subject_views import CHUNK, Item, Photo, make_views, read_photos
 from inlay.training.mask_augmentation import Sides
 from inlay.training.subject_settings import SubjectSettings
 
@@ -60,6 +62,33 @@ def test_views_that_show_the_same_are_encoded_once(tiny, encodings):
     encodings.clear()
     views_of(tiny, photos, mask_augmentation="paper")
     assert sum(encodings) == 6
+
+
+def test_squares_that_come_out_alike_are_encoded_once(tiny, encodings):
+    """A square photo without a mask has one square only, whatever is drawn."""
+    photos = read_photos([torch.rand(2, 96, 96, 3)], (), None, False)
+    views, _ = views_of(tiny, photos, holes=False, count=12)
+    assert encodings == [2] and len(views.latents) == 24
+    assert torch.equal(views.latents[0], views.latents[11]) and not torch.equal(views.latents[0], views.latents[12])
+
+
+def test_photos_and_squares_are_in_memory_a_few_at_a_time(tiny, encodings, monkeypatch):
+    monkeypatch.setattr(subject_views, "SHOWN_SIDE", 32)
+    alive, most = weakref.WeakSet(), []
+
+    def items():
+        for number in range(20):
+            photo = Photo(torch.rand(80, 100, 3), box_mask([BOX], 80, 100))
+            alive.add(photo.picture)
+            # Of the one before, the loop may still hold its last item.
+            most.append(len(alive))
+            yield Item(number, 0, photo)
+            del photo
+
+    references = []
+    views = make_views(tiny.vae, items(), SubjectSettings(resolution=64), True, references.append, 32)
+    assert max(most) <= 2 and max(encodings) <= CHUNK and len(views.latents) == 20
+    assert views.shown.shape == (20, 32, 96, 3) and views.shown.dtype == torch.uint8
 
 
 def test_a_photo_whose_subject_is_nowhere_named_is_cut_within_its_borders(tiny):
