@@ -80,9 +80,11 @@ def run(command: list[str]) -> int:
             code = child.wait()
             return 130 if stopped and code < 0 else code
         except KeyboardInterrupt:
-            stopped = True
+            again, stopped = stopped, True
             say("Stopping ...")
-            child.terminate()
+            # On Windows the terminal's Ctrl-C has reached the child as well, and nothing gentler than a kill is left.
+            if os.name != "nt" or again:
+                child.terminate()
 
 
 def within(comfyui: Path, command: str, arguments: list[str]) -> int:

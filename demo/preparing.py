@@ -6,6 +6,7 @@ import contextlib
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -31,19 +32,28 @@ def preparing(root: Path) -> Iterator[None]:
     """One process at a time prepares; the system drops the lock of a process that was killed."""
     (root / ".host").mkdir(exist_ok=True)
     with open(root / ".host" / "lock", "a+") as file:
+        told = False
+        while not _locked(file.fileno()):
+            if not told:
+                say("Waiting for another dev.py that is preparing ...")
+            told = True
+            time.sleep(0.5)
+        yield
+
+
+def _locked(file: int) -> bool:
+    try:
         if os.name == "nt":
             import msvcrt
 
-            msvcrt.locking(file.fileno(), msvcrt.LK_LOCK, 1)
+            msvcrt.locking(file, msvcrt.LK_NBLCK, 1)
         else:
             import fcntl
 
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                say("Waiting for another dev.py that is preparing ...")
-                fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
 
 
 def venv_python(folder: Path) -> Path:

@@ -2,11 +2,12 @@
 
 import io
 import tarfile
+import threading
 from pathlib import Path
 
 import pytest
 from inlay.demo import fresh_host
-from inlay.demo.preparing import Failure
+from inlay.demo.preparing import Failure, preparing
 
 VERSION = "0.30.0"
 
@@ -117,3 +118,28 @@ def test_the_download_is_pinned_by_hash(tmp_path, monkeypatch):
 def test_an_unknown_version_names_the_known(tmp_path):
     with pytest.raises(Failure, match=r"0\.1.*choose one of 0\.30\.0, 0\.24\.1, 0\.16\.3"):
         fresh_host.prepare_host("0.1", tmp_path)
+
+
+def test_one_at_a_time_prepares(tmp_path, capsys):
+    inside, go_on, second = threading.Event(), threading.Event(), threading.Event()
+
+    def hold():
+        with preparing(tmp_path):
+            inside.set()
+            go_on.wait(10)
+
+    def wait():
+        with preparing(tmp_path):
+            second.set()
+
+    first = threading.Thread(target=hold)
+    first.start()
+    assert inside.wait(10)
+    late = threading.Thread(target=wait)
+    late.start()
+    assert not second.wait(1.2)
+    go_on.set()
+    assert second.wait(10)
+    first.join()
+    late.join()
+    assert capsys.readouterr().err.count("Waiting for another dev.py") == 1
