@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.embedding_files import IF_EXISTS
+from ..host.subject_folder import folder_stamp
 from ..host.subject_telling import Teller
 from ..host.subject_training import Photos, train_subject
 from ..training.subject_settings import MODES, PRESETS, SubjectSettings
@@ -60,7 +61,7 @@ class TrainSubject(io.ComfyNode):
                     default=0,
                     min=0,
                     max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="The same seed gives the same file on one machine.",
+                    tooltip="The same seed gives the same file on one machine; on a GPU up to rounding.",
                 ),
                 io.Combo.Input(
                     "if_exists",
@@ -124,6 +125,11 @@ class TrainSubject(io.ComfyNode):
                 ),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, folder=("",), **_) -> object:
+        # A folder with other pictures in it is another one.
+        return folder_stamp(folder[0].strip()) if folder[0] else None
 
     @classmethod
     def execute(

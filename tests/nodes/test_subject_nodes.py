@@ -1,5 +1,8 @@
 """The subject nodes as the executor calls them."""
 
+from pathlib import Path
+
+import folder_paths
 import torch
 from inlay.attention.boxes import box_mask
 from inlay.guidance.reference import ReferenceEncoder
@@ -60,3 +63,18 @@ def test_a_file_that_was_written_again_is_read_again():
     save_lora(Lora({"a": torch.zeros(3)}, {}), "again")
     assert all(now != before for now, before in zip(stamps(), first, strict=True))
     assert LoadSubject.fingerprint_inputs(lora_file=CONNECTED) is None
+
+
+def test_a_folder_with_another_picture_is_trained_on_again():
+    folder = Path(folder_paths.get_input_directory(), "growing")
+    folder.mkdir(parents=True)
+
+    def stamp():
+        return TrainSubject.fingerprint_inputs(name=["thing"], folder=["growing"], seed=[0])
+
+    (folder / "a.png").write_bytes(b"a")
+    first = stamp()
+    assert first == stamp() and first is not None
+    (folder / "b.png").write_bytes(b"b")
+    assert stamp() != first
+    assert TrainSubject.fingerprint_inputs(folder=[""]) is TrainSubject.fingerprint_inputs(folder=[None]) is None
