@@ -19,22 +19,25 @@ _OF_LOADING = frozenset(
 # The same, which a module has to have.
 _EMPTIED: dict[str, Any] = {"weight_function": [], "bias_function": [], "current_patcher": None}
 
-# By the source's model: the copy, for as long as anything else holds it, and what the host keeps of its loading.
-_MADE: weakref.WeakKeyDictionary[nn.Module, tuple[weakref.ref, Any]] = weakref.WeakKeyDictionary()
+# By the source's model, for as long as a clone holds it.
+_MADE: weakref.WeakKeyDictionary[nn.Module, weakref.ref[ModelPatcher]] = weakref.WeakKeyDictionary()
 
 
 def static_clone(patcher: ModelPatcher) -> ModelPatcher:
     """A clone over a copy of the model, which all clones of one model share. For dynamic patchers only."""
-    made, state = _MADE.get(patcher.model, (lambda: None, None))
-    net = made()
+    made = _MADE.get(patcher.model)
+    base = None if made is None else made()
     with torch.inference_mode(False):
-        if net is None:
+        if base is None:
             # A loader's own way to load again is the host's; not every loader has one.
-            own = _reloaded(patcher) if patcher.cached_patcher_init is not None else _copied(patcher)
-            _settle_types(own.model)
-            net, state = own.get_clone_model_override()
-            _MADE[patcher.model] = weakref.ref(net), state
-        return _of_own_modules(patcher.clone(disable_dynamic=True, model_override=(net, state)))
+            net = _reloaded(patcher) if patcher.cached_patcher_init is not None else _copied(patcher)
+            _settle_types(net)
+            base = ModelPatcher(net, patcher.load_device, patcher.offload_device)
+            _MADE[patcher.model] = weakref.ref(base)
+        clone = _of_own_modules(patcher.clone(disable_dynamic=True, model_override=base.get_clone_model_override()))
+    # When a loaded patcher goes, the host keeps its model loaded for the parent: that has to be one of this model.
+    clone.parent = base
+    return clone
 
 
 def _of_own_modules(clone: ModelPatcher) -> ModelPatcher:
@@ -43,12 +46,12 @@ def _of_own_modules(clone: ModelPatcher) -> ModelPatcher:
     return clone
 
 
-def _reloaded(patcher: ModelPatcher) -> ModelPatcher:
-    return _of_own_modules(patcher.clone(disable_dynamic=True))
+def _reloaded(patcher: ModelPatcher) -> nn.Module:
+    return _of_own_modules(patcher.clone(disable_dynamic=True)).model
 
 
-def _copied(patcher: ModelPatcher) -> ModelPatcher:
-    """Over a copy of the model as its loader left it, whatever is loaded and patched now."""
+def _copied(patcher: ModelPatcher) -> nn.Module:
+    """The model as its loader left it, whatever is loaded and patched now."""
     kept = {key: backup.weight for key, backup in patcher.backup.items()} | getattr(patcher, "backup_buffers", {})
     with _own_objects(patcher):
         left_out = []
@@ -69,7 +72,7 @@ def _copied(patcher: ModelPatcher) -> ModelPatcher:
             del state[name]
         state |= {name: copy.copy(value) for name, value in _EMPTIED.items() if name in state}
     net.device = patcher.offload_device
-    return ModelPatcher(net, patcher.load_device, patcher.offload_device)
+    return net
 
 
 @contextmanager

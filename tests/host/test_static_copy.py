@@ -2,11 +2,13 @@ import copy
 import gc
 import weakref
 
+import comfy.model_management
 import pytest
 import torch
 from comfy.patcher_extension import PatcherInjection
 from inlay.host.demo_models import build_model, build_unet
 from inlay.host.gradients import differentiable_layers, gradient_phase, normalise, static_patcher
+from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 from torch import nn
 
 from .dynamic_setup import load_dynamically
@@ -89,7 +91,13 @@ def test_one_copy_serves_all_clones_and_goes_with_the_last(loaded):
     first, second = static_patcher(loaded), static_patcher(loaded.clone())
     assert first.model is second.model and first.backup is second.backup
     copied = weakref.ref(first.model)
-    del first, second
+    comfy.model_management.load_models_gpu([first])
+    (entry,) = [one for one in comfy.model_management.current_loaded_models if one.model is first]
+    del first
+    gc.collect()
+    # The host goes on with the patcher's parent.
+    assert entry.model.model is second.model and not entry.is_dead()
+    del second
     gc.collect()
     assert copied() is None
     assert static_patcher(loaded).model is not None
@@ -126,3 +134,18 @@ def test_normalise_has_the_host_cast_anew_what_it_cast_in_the_executors_mode():
         layer._v_weight = torch.zeros(2, 2)
     normalise(layer)
     assert layer._v_signature is None
+
+
+def test_exact_guidance_of_dynamic_models_is_that_of_ordinary_ones(tiny, sample):
+    model = load_dynamically(build_model(build_unet(4, seed=1).state_dict()).model)
+    vae = copy.copy(tiny.vae)
+    vae.patcher = load_dynamically(copy.deepcopy(tiny.vae.first_stage_model))
+    style = torch.rand(1, 64, 64, 3, generator=torch.Generator().manual_seed(2))
+    options = StyleOptions(mode="exact", strength=0.5)
+    with torch.inference_mode():
+        found, wanted = (
+            sample(guide_by_style(model, vae, style, None, None, options), steps=1, size=(8, 8))
+            for model, vae in ((model, vae), (tiny.model, tiny.vae))
+        )
+    torch.testing.assert_close(found, wanted)
+    assert not torch.allclose(sample(tiny.model, steps=1, size=(8, 8)), wanted)
