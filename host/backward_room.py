@@ -1,10 +1,13 @@
 """Room for a backward pass, asked of the host before it loads a model."""
 
+import math
 from typing import Any
 
 import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
+
+from .guidance_memory import guidance_bytes
 
 _KEY = "inlay_backward_room"
 
@@ -16,13 +19,17 @@ class _Room:
     def __call__(self, executor, patcher, noise_shape, conds, *args: Any, **kwargs: Any) -> Any:
         if self.whole:
             kwargs["force_full_load"] = True
-        return executor(patcher, [noise_shape[0] * self.factor, *noise_shape[1:]], conds, *args, **kwargs)
+        rows, *shape = noise_shape
+        # The host counts two rows for one, the text's and the negative's.
+        told = 1 + guidance_bytes(patcher, shape) / patcher.model.memory_required([2, *shape])
+        return executor(patcher, [rows * max(self.factor, math.ceil(told)), *shape], conds, *args, **kwargs)
 
 
 def make_room(model: ModelPatcher, factor: int, whole: bool) -> None:
-    """Has the host reserve that many times a plain step's memory, in place. whole: and load all of the model.
+    """Has the host reserve that many times a plain step's memory, in place, or what guidances tell if that is more.
 
-    Who asks more than once shares one forward of the model, and gets the most that was asked.
+    whole: and load all of the model. Who asks more than once shares one forward of the model, and gets the most that
+    was asked.
     """
     asked = [_Room(factor, whole), *model.get_wrappers(WrappersMP.PREPARE_SAMPLING, _KEY)]
     model.remove_wrappers_with_key(WrappersMP.PREPARE_SAMPLING, _KEY)

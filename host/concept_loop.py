@@ -29,7 +29,7 @@ from .gradients import differentiable_layers, gradient_phase, ordinary, plain_at
 from .models import prediction_kind
 from .recompute import recompute_blocks
 from .saliency import BLIND, on_picture
-from .together import decoder_bytes, examples_together
+from .together import examples_together
 
 logger = logging.getLogger("inlay")
 
@@ -73,7 +73,7 @@ class ConceptLoop:
         helpers = [material.text.patcher] + ([] if self.decoder is None else [self.decoder.patcher])
         model.set_additional_models("inlay_concept", helpers)
         latent = material.latents[0, :1]
-        decoded = 0 if material.pixels is None else decoder_bytes(material.vae, latent)
+        decoded = 0 if material.pixels is None else self.decoder.row_bytes(latent.shape[1:])
         wanted = settings.accumulation
         self.at_once = settings.at_once or examples_together(material.model, latent, wanted, decoded)
         if material.layers:

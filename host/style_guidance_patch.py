@@ -17,6 +17,7 @@ from .clip_guidance_patch import Place
 from .decoders import Decoder, approximate_decoder, full_decoder
 from .gradient_guidance import Guidance, RawMove, guide
 from .gradients import gradient_phase
+from .guidance_memory import tell
 from .style_extractors import Extractor, clip_vision_extractor, vae_extractor, vgg_extractor
 
 REGIONS = ("whole", "masked", "inside")
@@ -95,7 +96,10 @@ def guide_through(
         patchers=list(dict.fromkeys((decoder.patcher, extractor.patcher))),
         gradient_steps=options.gradient_steps,
     )
-    return guide(model, guidance)
+    guided = guide(model, guidance)
+    if options.strength != 0:
+        tell(guided, decoder.row_bytes, through_unet=options.mode == "exact")
+    return guided
 
 
 def style_target(extractor: Extractor, style: Tensor, mask: Tensor | None, region: str) -> GramLoss:

@@ -1,7 +1,6 @@
 """What of a model's rows may go together, or be left out."""
 
 import comfy.model_management
-import comfy.sd
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
@@ -10,8 +9,6 @@ SHARE = 0.8
 # What backward keeps of an example against what the host reserves for a forward. Counted for bf16 without recomputing:
 # 1.2 for SD1.5 at 512 pixels, 2.5 for SDXL at 1024.
 KEPT = 3
-# The same of the VAE's decoder against what the host reserves to decode. Counted for SD's: 2.6.
-DECODER_KEPT = 3
 _PATCHES = ("patches", "patches_replace", "wrappers", "callbacks", "optimized_attention_override")
 
 
@@ -27,11 +24,6 @@ def patched(model: ModelPatcher) -> bool:
 def plain(model: ModelPatcher) -> bool:
     """Whether it runs and is guided as the host does it: rows told the same give the same, and no patch counts them."""
     return not patched(model) and not any(name.startswith("sampler_") for name in model.model_options)
-
-
-def decoder_bytes(vae: comfy.sd.VAE, latent: Tensor) -> float:
-    """What a backward pass through the decoder keeps of one latent (1, C, h, w)."""
-    return DECODER_KEPT * vae.memory_used_decode(latent.shape, vae.vae_dtype)
 
 
 def examples_together(model: ModelPatcher, latent: Tensor, wanted: int, beside: float = 0) -> int:

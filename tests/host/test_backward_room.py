@@ -4,7 +4,10 @@ import pytest
 import torch
 from comfy.patcher_extension import WrapperExecutor, WrappersMP
 from inlay.host.contrast import MEMORY_FACTOR, with_backward
+from inlay.host.decoders import full_decoder
 from inlay.host.gradient_guidance import Guidance, guide
+from inlay.host.guidance_memory import guidance_bytes, tell
+from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 
 FAST = Guidance("Fast", lambda denoised, *_: denoised.sum((1, 2, 3)), 0.1, None, "fast", 0.0, 1.0, ())
 EXACT = dataclasses.replace(FAST, name="Exact", mode="exact")
@@ -42,3 +45,26 @@ def test_training_on_a_guided_model_asks_for_the_most(tiny):
     guided = guide(tiny.model, FAST)
     assert asked(with_backward(guided)) == (2 * MEMORY_FACTOR, True)
     assert asked(guided) == (6, False)
+
+
+def test_what_a_guidance_tells_is_added_to_the_forward_that_all_share(tiny):
+    pair = tiny.model.model.memory_required([2, 4, 8, 8])
+    for first, rows in ((FAST, 2 * 8), (EXACT, 2 * 13)):
+        model = guide(tiny.model, first)
+        tell(model, lambda shape: 4 * pair, through_unet=first is EXACT)
+        model = guide(model, FAST)
+        tell(model, lambda shape: 3 * pair, through_unet=False)
+        assert asked(model)[0] == rows
+
+
+@pytest.mark.parametrize("mode", ["fast", "exact"])
+def test_style_guidance_tells_of_its_decoder(tiny, mode):
+    def guided(strength):
+        options = StyleOptions(mode=mode, strength=strength)
+        return guide_by_style(tiny.model, tiny.vae, torch.rand(1, 64, 64, 3), None, None, options)
+
+    shape = 4, 8, 8
+    unet = 5 * tiny.model.model.memory_required([2, *shape]) if mode == "exact" else 0
+    decoder = full_decoder(tiny.vae, tiny.model.model.latent_format)
+    assert guidance_bytes(guided(0.1), shape) == pytest.approx(decoder.row_bytes(shape) + unet)
+    assert guidance_bytes(guided(0.0), shape) == 0

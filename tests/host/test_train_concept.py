@@ -9,7 +9,8 @@ import pytest
 import torch
 from inlay.host import concept_loop
 from inlay.host.concept_training import concept_at_steps
-from inlay.host.together import KEPT, SHARE, decoder_bytes, examples_together
+from inlay.host.decoders import full_decoder
+from inlay.host.together import KEPT, SHARE, examples_together
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 from inlay.training.objectives import OBJECTIVES
@@ -121,7 +122,8 @@ def test_under_another_packs_patch_pictures_go_one_by_one(tiny):
 
 def test_what_the_decoder_keeps_counts_where_pictures_are_decoded(learn, tiny, monkeypatch):
     latent = torch.zeros(1, 4, 5, 6)
-    plain, decoded = tiny.model.model.memory_required([KEPT, *latent.shape[1:]]), decoder_bytes(tiny.vae, latent)
+    plain = tiny.model.model.memory_required([KEPT, *latent.shape[1:]])
+    decoded = full_decoder(tiny.vae, tiny.model.model.latent_format).row_bytes(latent.shape[1:])
     assert decoded > plain
     total = (tiny.model.model_size() + 4.5 * plain) / SHARE
     monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: total)
