@@ -71,8 +71,9 @@ def find_file(name: str) -> str:
         raise ValueError(f'There is no file "{name}". Put it into one of the folders {", ".join(FOLDERS)}.')
     if Path(path).suffix != ".safetensors":
         raise ValueError(
-            f'"{name}" can run code when it is opened, so it is not. Convert it once: torch.load(..., '
-            'weights_only=True), then safetensors.torch.save_file of its "state_dict", and choose the new file.'
+            f'"{name}" can run code when it is opened, so it is not. Convert it once, as this node\'s help page says: '
+            "comfy.utils.load_torch_file(..., safe_load=True), then safetensors.torch.save_file, "
+            "and choose the new file."
         )
     return path
 

@@ -3,14 +3,25 @@
 The original weights are not at hand; names and layout are tested on random ones.
 """
 
+import os
+import re
+import subprocess
+import sys
+import textwrap
+import types
+from pathlib import Path
+
+import comfy.ops
 import comfy.sd
+import comfy.utils
 import folder_paths
 import pytest
 import torch
 from inlay.host import reference_files
 from inlay.host.demo_models import build_model, build_unet
+from inlay.host.inpaint_channels import takes_masked_image
 from inlay.host.reference_files import build_encoder, find_file, load_reference_files
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch.nn.functional import gelu, layer_norm
 
 WIDTH, CONTEXT, BLOCKS = 32, 128, 5
@@ -92,8 +103,6 @@ def test_the_mapper_is_the_authors_block_in_both_formats(original):
 @pytest.fixture
 def files(original, monkeypatch):
     """A checkpoint of both parts in the host's folder; the tiny UNet stands in for SD1.4's, which the host detects."""
-    import os
-
     folder = folder_paths.get_folder_paths("checkpoints")[0]
     os.makedirs(folder, exist_ok=True)
     unet = build_unet(9, seed=3).state_dict()
@@ -153,13 +162,51 @@ def test_with_a_projection_of_our_own_auto_is_the_order_it_was_trained_in(files)
 
 
 def test_such_a_model_paints_and_trains(files, tiny, sample):
-    from inlay.host.inpaint_channels import takes_masked_image
-
     model, encoder = load_reference_files(files, files, "auto")
     assert takes_masked_image(model)
     told = {"positive": [[encoder(torch.randn(1, WIDTH)), {}]], "negative": [[encoder.null, {}]]}
     with torch.no_grad():
         assert sample(model, **told).isfinite().all()
+
+
+def test_the_hosts_own_loader_takes_such_a_file(original, tmp_path):
+    """SD1.5's widths with one level of its four, in half precision, beside a mapper of the same file."""
+    from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+    config = {"model_channels": 320, "out_channels": 4, "channel_mult": [1], "num_res_blocks": [1], "num_heads": 8}
+    config |= {"transformer_depth": [1], "transformer_depth_output": [1, 1], "transformer_depth_middle": 1}
+    config |= {"use_spatial_transformer": True, "context_dim": 768, "legacy": False, "image_size": 32}
+    net = UNetModel(
+        in_channels=9, **config, dtype=torch.float16, device="cpu", operations=comfy.ops.disable_weight_init
+    )
+    unet = {f"model.diffusion_model.{key}": torch.zeros_like(value) for key, value in net.state_dict().items()}
+    first = unet["model.diffusion_model.input_blocks.0.0.weight"]
+    first += torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).half()
+    save_file({**unet, **original}, tmp_path / "pbe.safetensors")
+    model = reference_files.load_reference_model(str(tmp_path / "pbe.safetensors"), "paint-by-example")
+    assert type(model.model.model_config).__name__ == "SD15"
+    assert takes_masked_image(model) and model.model.concat_keys == ("masked_image", "mask_inverted")
+    assert torch.equal(model.model.diffusion_model.input_blocks[0][0].weight.float(), first.float())
+    again = model.cached_patcher_init[0](*model.cached_patcher_init[1], disable_dynamic=True)
+    assert again.model.concat_keys == model.model.concat_keys
+
+
+def test_the_help_pages_way_converts_what_lightning_saved(original, tmp_path, monkeypatch):
+    """Such a file holds the trainer's callbacks by their classes."""
+    saved = types.ModuleType("pytorch_lightning.callbacks.model_checkpoint")
+    saved.ModelCheckpoint = type("ModelCheckpoint", (), {"__module__": saved.__name__})
+    for name in ("pytorch_lightning", "pytorch_lightning.callbacks", saved.__name__):
+        monkeypatch.setitem(sys.modules, name, saved)
+    shared = {**original, "tied": original["proj_out.bias"][:2]}
+    callbacks = {saved.ModelCheckpoint: {"best_model_score": torch.tensor(1.0)}}
+    torch.save({"epoch": 3, "callbacks": callbacks, "state_dict": shared}, tmp_path / "pbe.ckpt")
+    page = Path(__file__).parents[2] / "web" / "docs" / "InlayLoadReferenceModel.md"
+    block = re.search(r"(?:^    .*\n)+", page.read_text().partition("A `.ckpt` is refused")[2], re.MULTILINE)[0]
+    way = {**os.environ, "PYTHONPATH": str(Path(comfy.utils.__file__).parents[1])}
+    subprocess.run([sys.executable, "-c", textwrap.dedent(block)], cwd=tmp_path, env=way, check=True)
+    converted = load_file(tmp_path / "pbe.safetensors")
+    assert converted.keys() == shared.keys() and torch.equal(converted["tied"], shared["tied"])
+    assert build_encoder(converted).width == WIDTH
 
 
 def test_what_is_no_such_file_is_refused(files, tmp_path):
