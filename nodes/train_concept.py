@@ -199,7 +199,7 @@ class TrainConcept(io.ComfyNode):
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Go on where a cancelled run of the same name, settings and pictures stopped.",
+                    tooltip="Go on where a cancelled or failed run of the same name, settings and pictures stopped.",
                 ),
             ],
             outputs=[
