@@ -37,9 +37,16 @@ def test_the_time_of_a_step_is_that_between_forwards():
     import time
 
     def train(model):
-        wrapper = model.model_options["model_function_wrapper"]
-        for _ in range(4):
+        def forward(seconds):
+            wrapper = model.model_options["model_function_wrapper"]
             wrapper(lambda *args, **kwargs: None, {"input": None, "timestep": None, "c": {}})
-            time.sleep(0.02)
+            time.sleep(seconds)
+
+        # Ours goes forward twice before its first step, the second time without a gradient.
+        forward(0.2)
+        with torch.no_grad():
+            forward(0.2)
+        forward(0.02)
+        forward(0)
 
     assert subject.step_seconds(tiny_unet(), train) == pytest.approx(0.02, rel=0.8)
