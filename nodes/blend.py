@@ -73,7 +73,7 @@ class Blend(io.ComfyNode):
                     min=0.01,
                     max=1.0,
                     step=0.01,
-                    tooltip="The level to start at. 0.2 hardly changes anything, 0.5 suits scribbles, 0.75 is the "
+                    tooltip="The level to start at. 0.2 keeps most of what is drawn, 0.5 suits scribbles, 0.75 is the "
                     "paper's, 1 forgets what was there.",
                 ),
                 io.Int.Input(
