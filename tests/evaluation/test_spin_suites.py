@@ -18,8 +18,9 @@ from inlay.host.style_guidance_patch import StyleOptions
 
 @pytest.fixture
 def short(random_world, monkeypatch):
-    for name in ("STEPS", "INVERSION_STEPS"):
-        monkeypatch.setattr(spin_parts, name, 1)
+    # Style guidance as shipped leaves the first of two steps alone.
+    for name, count in {"STEPS": 2, "INVERSION_STEPS": 1}.items():
+        monkeypatch.setattr(spin_parts, name, count)
     monkeypatch.setattr(style, "BATCH", 2)
     kept = ("exact, strength 0.4", "fast, features of CLIP vision", "without style guidance, renoised")
     monkeypatch.setattr(style, "OPTIONS", {name: style.OPTIONS[name] for name in kept})
