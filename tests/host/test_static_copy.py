@@ -1,6 +1,7 @@
 import copy
 import gc
 import weakref
+from collections import namedtuple
 
 import comfy.model_management
 import pytest
@@ -12,6 +13,8 @@ from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 from torch import nn
 
 from .dynamic_setup import load_dynamically
+
+Backup = namedtuple("Backup", ["weight", "inplace_update"])
 
 
 @pytest.fixture
@@ -50,8 +53,10 @@ def test_a_model_of_a_custom_loader_is_copied_with_its_configuration(tiny, sampl
 
 def test_the_copy_is_of_the_weights_and_objects_as_the_loader_left_them(loaded):
     net = loaded.model
-    key = next(key for key, _ in net.named_parameters() if key in loaded.backup)
-    original = loaded.backup[key].weight.clone()
+    key, weight = next(iter(net.named_parameters()))
+    original = weight.detach().clone()
+    # As every host keeps what it patches; only newer ones do so for all that they load.
+    loaded.backup[key] = Backup(original, False)
     with torch.inference_mode():
         net.get_parameter(key).add_(1.0)
     place = "vision_model.encoder"
