@@ -45,13 +45,11 @@ def test_style(short, capsys, tmp_path):
     rows = evaluate(capsys, tmp_path, "style", 2)
     assert {*style.MAIN, *style.OPTIONS, f"{style.FAST} - {style.PLAIN}"} <= set(rows)
     assert all(rows[name]["background exact"]["mean"] == 1 for name in style.MAIN)
-    # Each form of the guidance gives other pictures.
-    groups = [json.loads(line) for line in (tmp_path / "style" / "short" / "measured.jsonl").read_text().splitlines()]
-    seams = [
-        (name, values["seam"]) for group in groups for name, _, values in group.get("measured", ()) if "seam" in values
-    ]
-    compared = (*style.MAIN, "exact, strength 0.4")
-    guided = [tuple(seam for name, seam in seams if name == row) for row in compared]
+    # Guidance changes the pictures, and strength does.
+    # Through a random UNet `exact` hardly differs from `fast` at one strength.
+    told_apart = ("seam", "background PSNR", "style probability")
+    compared = (style.PLAIN, style.FAST, "exact, strength 0.4")
+    guided = [tuple(rows[name][metric]["mean"] for metric in told_apart) for name in compared]
     assert len(set(guided)) == len(guided)
 
 
