@@ -56,18 +56,19 @@ def find_boxes(
     is no UNet, words that the prompt does not hold, and a picture where no place reaches the threshold.
     """
     height, width = image.shape[1:3]
-    progress = comfy.utils.ProgressBar(len(image))
     how = alpha, passes, layer, self_attention, seed, stretch
+    by_words = outline == OUTLINES[0]
+    salient = None if by_words else saliency_scores(model, vae, image, SALIENT_BY, seed=seed)
+    # Only now: the salient maps show a progress of their own.
+    progress = comfy.utils.ProgressBar(len(image))
     boxes, maps = [], []
     for number, one in enumerate(concept_maps(model, clip, vae, image, prompt, concept, *how)):
         try:
-            if outline == OUTLINES[0]:
+            if by_words:
                 boxes.append(find_box(one, threshold, margin))
             else:
-                picture = image[number : number + 1]
-                salient = saliency_scores(model, vae, picture, SALIENT_BY, seed=seed)[0]
-                told = word_gain(model, clip, vae, picture, prompt, concept, seed)[0]
-                boxes.append(bounding_box(salient_part(salient, told, threshold), margin))
+                told = word_gain(model, clip, vae, image[number : number + 1], prompt, concept, seed)[0]
+                boxes.append(bounding_box(salient_part(salient[number], told, threshold), margin))
         except ValueError as error:
             if len(image) == 1:
                 raise

@@ -55,7 +55,7 @@ class Size:
 
 
 SHORT = Size(15, 16, 12, 12, 8, 8, 2)
-FULL = Size(30, 64, 12, 15, 4, 4, 2)
+FULL = Size(20, 64, 12, 15, 4, 4, 2)
 
 TWO = "algorithm 2, CLIP alone"
 LOCAL = {weight: f"algorithm 1, CLIP alone, background weight {weight:g}" for weight in BACKGROUND_WEIGHTS}

@@ -8,7 +8,7 @@ judged at several thresholds, to choose from on tuning seeds.
 
 import itertools
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import partial
 
 from torch import Tensor
@@ -24,67 +24,28 @@ from ..claims import Claim, Floor
 from ..records import Measured
 from ..spin_parts import judge_trust
 from ..study import TEXTS, Study, Suite
+from .boxes_options import (
+    AROUND,
+    BY_WORDS,
+    CUT,
+    GRID,
+    GRID_THRESHOLDS,
+    OURS,
+    PAPER,
+    PAPERS,
+    SHIPPED,
+    WORDS,
+    Options,
+    named,
+    variants,
+)
 from .boxes_views import View, views
 
 BATCH = 4
 TRUST = 16
-GRID_EVERY = 8
+AROUND_EVERY, GRID_EVERY = 4, 8
 COUNTS = {1: "one object", 2: "two objects"}
 
-Options = Mapping[str, object]
-PAPER: Options = {
-    "alpha": 2.0,
-    "threshold": 0.5,
-    "passes": 3,
-    "margin": 0,
-    "layer": "16x16",
-    "self_attention": True,
-    "stretch": False,
-    "outline": "words",
-}
-# What the words alone do best with, chosen on 24 tuning seeds of one thing and 22 of two: on maps of 16 x 16 attention
-# between like things carries a box over to the other one.
-WORDS: Options = {
-    **PAPER,
-    "alpha": 1.0,
-    "self_attention": False,
-    "threshold": 0.6,
-    "margin": 14,
-    "layer": "decoder",
-    "stretch": True,
-}
-# What the shipped workflows use, chosen on 72 tuning seeds of one thing and 63 of two.
-SHIPPED: Options = {
-    **WORDS,
-    "outline": "salient part",
-    "threshold": 1.25,
-    "margin": 8,
-    "layer": "all",
-    "stretch": False,
-}
-# The words' map chooses nothing there: only what cuts the part out of the picture is left to vary.
-AROUND_EVERY = 4
-AROUND: dict[str, tuple] = {"threshold": (0.75, 1.0, 1.5, 1.75), "margin": (0, 4, 12, 16)}
-ABLATED: dict[str, tuple] = {
-    "alpha": (0.5, 1.0, 2.0, 3.0),
-    "self_attention": (False, True),
-    "stretch": (False, True),
-    "layer": ("16x16", "16x16 decoder", "8x8 decoder", "middle", "decoder", "all"),
-    "passes": (1, 3, 5),
-    "threshold": (0.3, 0.4, 0.5, 0.6, 0.7),
-    "margin": (0, 6, 10, 14),
-}
-GRID: dict[str, tuple] = {
-    "layer": ("16x16", "16x16 decoder", "8x8 decoder", "decoder", "all"),
-    "alpha": (1.0, 2.0, 3.0),
-    "self_attention": (False, True),
-    "stretch": (False, True),
-}
-GRID_THRESHOLDS = (0.3, 0.4, 0.5, 0.6)
-# How the found map is cut into a box; everything else decides about the map.
-CUT = ("threshold", "margin", "outline")
-
-OURS, PAPERS, BY_WORDS = "shipped options", "the paper's options", "outline by words"
 WHOLE, CHANCE, BY_SHAPE = "the whole picture", "another scene's box", "named by its shape's word"
 
 
@@ -95,21 +56,6 @@ def run(study: Study) -> None:
     study.measure("boxes", BATCH, partial(_measure, study, models))
     study.measure("around", BATCH, partial(_around, study, models))
     study.measure("grid", BATCH, partial(_grid, study, models))
-
-
-def variants() -> dict[str, Options]:
-    """The rows' options: the shipped, the paper's, and the best by words alone, the last with each changed in turn."""
-    rows: dict[str, Options] = {OURS: SHIPPED, PAPERS: PAPER, BY_WORDS: WORDS}
-    for name, values in ABLATED.items():
-        for value in values:
-            if value != WORDS[name]:
-                rows[f"{BY_WORDS}, {_named(name, value)}"] = {**WORDS, name: value}
-    return rows
-
-
-def _named(name: str, value: object) -> str:
-    said = name.replace("_", "-")
-    return f"{said} {('off', 'on')[value]}" if isinstance(value, bool) else f"{said} {value}"
 
 
 def overlap(found: Box, truth: Box) -> dict[str, float]:
@@ -190,7 +136,7 @@ def _show(study: Study, seed: int, column: str, view: View, soft: Tensor, box: B
 
 def _around(study: Study, models: DemoModels, seeds: list[int]) -> list[Measured]:
     """The shipped box with each of its options changed in turn."""
-    rows = {f"{_named(name, value)}": {name: value} for name, values in AROUND.items() for value in values}
+    rows = {f"{named(name, value)}": {name: value} for name, values in AROUND.items() for value in values}
     measured = []
     for seed in seeds:
         if (seed - study.seeds[0]) % AROUND_EVERY:
@@ -226,7 +172,7 @@ def _grid(study: Study, models: DemoModels, seeds: list[int]) -> list[Measured]:
                     for metric in ("iou", "covers"):
                         key = f"{metric} at {threshold:g}"
                         columns[key] = columns.get(key, 0.0) + found[metric] / len(seen)
-            row = ", ".join(_named(name, value) for name, value in zip(GRID, values, strict=True))
+            row = ", ".join(named(name, value) for name, value in zip(GRID, values, strict=True))
             measured.append(Measured(f"grid: {row}", seed, columns))
     return measured
 

@@ -11,7 +11,7 @@ from ...demo.tasks import Tasks, place_masks, reference_pictures, task_captions
 from ...demo.vocabulary import BACKGROUNDS, PLACE_PHRASES, STYLE_PHRASES, STYLES
 from ...guidance.background import mask_cells
 from ...host.blending import BlendModels, BlendTexts, blend_pictures, blend_settings
-from ...host.clip_guidance_patch import ClipOptions, guide_by_clip
+from ...host.clip_guidance_patch import guide_by_clip
 from ...host.demo_world import DemoModels
 from ...host.generate import denoise, encode_texts, generate, inpaint_as_the_host
 from ...host.painting import PaintSettings, paint, schedule
@@ -21,14 +21,12 @@ from ...host.reference_conditioning import reference_conditioning
 from .. import spin_parts
 from ..spin_parts import Canvas, Parts
 from ..subjects import scene_of_subject
+from .blended_jobs import ALONE, START
 from .style import SHIPPED
 
 CANDIDATES = 4
 GROW = 1.25
-# As suite `blended`: the authors' start, not tuned, and CLIP strong enough to do everything alone.
-BLENDED_START = 0.75
 BLENDED_STEPS = 20
-ALONE = ClipOptions(strength=0.3)
 
 SALIENCY, BACKGROUND, ARG, STYLE, ALL = "saliency focus", "+ background", "+ ARG", "+ style guidance", "Spin (all)"
 ABLATION = {
@@ -96,7 +94,7 @@ def image_rivals(canvas: Canvas, inpaint: DemoModels, task: Tasks) -> Jobs:
     def blended() -> Tensor:
         models = canvas.models
         parts = models.vae, models.clip, models.clip_vision, "", reference, canvas.mask, None, ALONE
-        settings = _settings(canvas, background="renoised", sampler="ddpm", steps=BLENDED_STEPS, denoise=BLENDED_START)
+        settings = _settings(canvas, background="renoised", sampler="ddpm", steps=BLENDED_STEPS, denoise=START)
         texts = canvas.empty, canvas.empty
         model = guide_by_clip(models.model, *parts)
         return paint(model, *texts, models.vae, canvas.image, canvas.mask, settings)[0]
@@ -116,7 +114,7 @@ def text_jobs(canvas: Canvas, text: str) -> Jobs:
         settings = blend_settings(
             "ddpm",
             steps=BLENDED_STEPS,
-            denoise=BLENDED_START,
+            denoise=START,
             seed=canvas.seed,
             candidates=canvas.candidates,
             paste="none",

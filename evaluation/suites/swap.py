@@ -3,8 +3,8 @@ to 5)?
 
 Every seed is one scene with one thing and one of ten target concepts, told by words or learned (see swap_scenes). The
 older methods get the same texts, and neither box nor phrases. Background measures are taken before any paste, on what
-lies outside the true box, or the one that was found where the row says so. PhotoSwap, PnPInv+P2P and CoSD of the
-paper's tables are out of scope.
+lies outside the true box, or the one that was found where the row says so. One seed in four has its thing removed too,
+and the new one inserted where nothing stands. PhotoSwap, PnPInv+P2P and CoSD of the paper's tables are out of scope.
 """
 
 import time
@@ -33,6 +33,7 @@ from ..claims import Above
 from ..non_inferiority import NotBelow
 from ..records import Measured
 from ..study import Study, Suite
+from ..swap_alone import INSERTIONS, REMOVALS, alone
 from ..swap_look import Look, through_vae
 from ..swap_rows import (
     ALL_ROWS,
@@ -70,6 +71,7 @@ def run(study: Study) -> None:
         learn(models, folder)
         rows = swap_rows(HALVED, SPARSE)
         study.measure("swaps", 1, partial(_measure, study, models, judge, rows))
+        study.measure("alone", 1, partial(_alone, study, Look(models, judge), rows[OURS]))
         study.measure("judge", TRUST, partial(_trust, models, judge))
 
 
@@ -116,6 +118,11 @@ def _measure(study: Study, models: DemoModels, judge: Judge, rows: dict[str, Row
             measured.append(Measured(OUR_BOX_BY_OURS, seed, look.values(job, image, found)))
             measured.append(Measured(TRUE_BOX_BY_OURS, seed, look.values(job, ours, found)))
     return measured + [Measured(name, seed, values) for name, values in look.limits(job).items()]
+
+
+def _alone(study: Study, look: Look, row: Row, seeds: list[int]) -> list[Measured]:
+    (seed,) = seeds
+    return [] if (seed - study.seeds[0]) % SPARSE else alone(study, look, draw_job(seed), row.settings)
 
 
 def _trust(models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]:
@@ -196,6 +203,8 @@ CONTRASTS = (
     (OURS, EVERY_STEP),
     (OURS, OUR_BOX),
     *((f"{name} with SSGU, lambda 5", name) for name in (SDS, DDS)),
+    *((REMOVALS[-1], other) for other in REMOVALS[:-1]),
+    tuple(INSERTIONS),
 )
 
 SUITE = Suite(
@@ -205,5 +214,5 @@ SUITE = Suite(
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,
-    columns=("scene", *swap_rows(1, 1)),
+    columns=("scene", *swap_rows(1, 1), *REMOVALS, *INSERTIONS),
 )

@@ -2,12 +2,14 @@
 
 import json
 import math
+from pathlib import Path
 
 import inlay.evaluation as evaluation
 import pytest
 import torch
 from inlay.evaluation.suites import blended, blended_applications, blended_ranking
 from inlay.evaluation.suites.blended import SUITE, Size
+from inlay.evaluation.suites.blended_jobs import BESIDE_TEXT
 
 TINY = Size(2, 5, 1, 1, 2, 2, 2)
 
@@ -73,3 +75,18 @@ def test_ranking_takes_the_shares_by_score():
     assert rows[blended_ranking.RANKED["top 20 %"]] == {"all": 1.0, "tiny CLIP text": pytest.approx(0.9)}
     assert rows[blended_ranking.RANKED["bottom 20 %"]]["all"] == 2.0
     assert rows[blended_ranking.RANKED["all"]]["all"] == 2.0
+
+
+def test_the_options_beside_text_are_the_workflows():
+    folder = Path(__file__).parents[2] / "workflows" / "api"
+    edits = [
+        node["inputs"]
+        for name in ("blended-edit", "iterative-edit", "scribble")
+        for node in json.loads((folder / f"{name}.json").read_text()).values()
+        if node["class_type"] == "InlayBlend"
+    ]
+    assert len(edits) == 8
+    names = ("strength", "strength_unit", "mode", "augmentations", "view")
+    assert all(
+        {name: one[name] for name in names} == {name: vars(BESIDE_TEXT)[name] for name in names} for one in edits
+    )

@@ -6,7 +6,7 @@ from pathlib import Path
 import inlay.evaluation as evaluation
 import pytest
 from inlay.attention.boxes import box_mask
-from inlay.evaluation.suites import boxes
+from inlay.evaluation.suites import boxes, boxes_options
 
 SEEDS = list(range(95_000_000, 95_000_016))
 WORKFLOWS = sorted((Path(__file__).parents[2] / "workflows" / "api").glob("*.json"))
@@ -86,7 +86,7 @@ def test_claims_follow_their_intervals():
 
 
 def test_a_tiny_run(random_world, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(boxes, "ABLATED", {"threshold": (0.4,), "self_attention": (True,)})
+    monkeypatch.setattr(boxes_options, "ABLATED", {"threshold": (0.4,), "self_attention": (True,)})
     monkeypatch.setattr(boxes, "AROUND", {"margin": (0,)})
     monkeypatch.setattr(boxes, "GRID", {"layer": ("8x8 decoder",), "stretch": (False, True)})
     asked, real = [], boxes._maps

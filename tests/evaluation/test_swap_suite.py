@@ -10,7 +10,7 @@ import torch
 from inlay.demo.judge import Judge
 from inlay.demo.render import render
 from inlay.demo.vocabulary import COLOURS, SHAPES, SURFACES, held_out
-from inlay.evaluation import swap_rows, swap_scenes
+from inlay.evaluation import swap_alone, swap_rows, swap_scenes
 from inlay.evaluation.non_inferiority import NotBelow
 from inlay.evaluation.perceptual import judge_distance
 from inlay.evaluation.suites import swap
@@ -101,6 +101,17 @@ def test_not_below_by_more_than_the_margin():
     assert differing([0.6] * 19, 0.02)["holds"] is None and differing([], 0.02)["value"] is None
 
 
+def test_a_removal_says_nothing_of_the_thing_and_an_insertion_starts_from_none():
+    for job in JOBS[:8]:
+        words = set(job.source_words.split())
+        removals = list(swap_alone.removal_texts(job).values())
+        assert removals[0].target == removals[0].target_concept == ""
+        assert all(not words & set(f"{one.target} {one.target_concept}".split()) for one in removals)
+        assert all(one.source == job.texts().source for one in removals)
+        for one in swap_alone.insertion_texts(job).values():
+            assert not words & set(one.source.split()) and one.target == job.texts().target
+
+
 def test_rows_differ_from_instantswap_in_what_they_say():
     rows = swap_rows.swap_rows(1, 1)
 
@@ -145,7 +156,12 @@ def test_a_tiny_run(tiny_run):
     assert rows[swap.OURS]["n"] == 2 and rows[swap.SDS]["n"] == 1
     columns = {"shape", "surface", "all", "agreement", "old gone", "tiny CLIP image", "tiny CLIP text", "seconds"}
     columns |= {"background PSNR", "background MSE", "background SSIM", "background judge-feature distance"}
-    assert columns <= set(rows[swap.OURS]) and {"judge: real crops", "judge: labels shuffled"} <= set(rows)
+    assert columns <= set(rows[swap.OURS])
+    assert {*swap_alone.REMOVALS, *swap_alone.INSERTIONS} <= set(rows)
+    assert rows["removal: ceiling"]["something left"]["mean"] == 0 and {
+        "judge: real crops",
+        "judge: labels shuffled",
+    } <= set(rows)
     assert [claim["holds"] for claim in report["claims"]] == [None] * 5
     lines = [json.loads(line) for line in (folder / "measured.jsonl").read_text().splitlines()[1:]]
     first = {row: values for row, _, values in lines[0]["measured"]}
