@@ -123,6 +123,23 @@ def style_target(extractor: Extractor, style: Tensor, mask: Tensor | None, regio
         return GramLoss(extractor, pictures, weight, extractor.balanced)
 
 
+def style_distances(
+    model: ModelPatcher,
+    vae: comfy.sd.VAE,
+    vision: comfy.clip_vision.ClipVisionModel | None,
+    pictures: Tensor,
+    style: Tensor,
+    mask: Tensor | None,
+    options: StyleOptions,
+) -> Tensor:
+    """The loss that guide_by_style follows, of pictures (B, H, W, 3) in [0, 1]: (B,). mask: unused for `whole`."""
+    mask = None if options.region == "whole" else mask
+    extractor = _extractor(vae, full_decoder(vae, model.model.latent_format).patcher, vision, options)
+    loss = style_target(extractor, style, mask, options.region)
+    with gradient_phase(extractor.patcher.model), torch.no_grad():
+        return loss(pictures[..., :3].movedim(-1, 1).float().clone(), mask)
+
+
 @dataclass(frozen=True)
 class DecodedStyle:
     """The loss of gradient_guidance: any StyleLoss of the decoded estimate, over the mask where there is one."""

@@ -3,7 +3,8 @@
 Every seed is one task: a thing that no training picture shows in that style is asked for in an empty place, by words
 that name neither the style nor the place. The judge then sees nothing but painted pixels, before any paste, and says
 which style they are in. All rows share seeds, noise and steps; rows other than the main ones are options, measured on
-every eighth group of seeds, each against the main row that differs in nothing else.
+every eighth group of seeds, each against the main row that differs in nothing else. What the loss itself tells, apart
+from any painting, is asked of true scenes whose thing is drawn in each of the styles.
 """
 
 import time
@@ -28,6 +29,7 @@ from ..claims import Above, Claim, Floor
 from ..records import Measured
 from ..spin_parts import Canvas, Parts, crops_inside, keeping, merged, style_agreement, through_vae
 from ..study import Study, Suite
+from ..style_reading import read_losses
 
 BATCH = 8
 OPTIONS_EVERY = 8
@@ -73,6 +75,7 @@ def run(study: Study) -> None:
     load_part("unet")
     models, judge = load_demo_models("text"), load_judge(weights_path("judge"))
     study.measure("painting", BATCH, partial(_measure, study, models, judge))
+    study.measure("loss", BATCH, lambda seeds: read_losses(models, draw(seeds)[0], seeds))
 
 
 def draw(seeds: list[int]) -> tuple[Tasks, list[str]]:
@@ -143,6 +146,7 @@ CLAIMS: tuple[Claim, ...] = (
         FAST,
         PLAIN,
         "style",
+        needed=128,
     ),
     Floor(
         "background-exact",

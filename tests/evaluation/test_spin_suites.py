@@ -3,16 +3,18 @@
 import json
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import inlay.evaluation as evaluation
 import pytest
 import torch
 from inlay.demo.judge import HEADS
 from inlay.demo.scenes import draw_scenes
-from inlay.demo.tasks import place_masks
-from inlay.evaluation import spin_parts
+from inlay.demo.tasks import draw_tasks, place_masks
+from inlay.evaluation import spin_parts, style_reading
 from inlay.evaluation.claims import Above, EachAbove
 from inlay.evaluation.suites import concept, spin, spin_jobs, spin_values, style
+from inlay.guidance.masks import dilate
 from inlay.host.style_guidance_patch import StyleOptions
 
 
@@ -45,6 +47,7 @@ def test_style(short, capsys, tmp_path):
     rows = evaluate(capsys, tmp_path, "style", 2)
     assert {*style.MAIN, *style.OPTIONS, f"{style.FAST} - {style.PLAIN}"} <= set(rows)
     assert all(rows[name]["background exact"]["mean"] == 1 for name in style.MAIN)
+    assert all(rows[name]["n"] == 2 for name in style_reading.READ)
     # Guidance changes the pictures, and strength does.
     # Through a random UNet `exact` hardly differs from `fast` at one strength.
     told_apart = ("seam", "background PSNR", "style probability")
@@ -119,6 +122,33 @@ def test_the_style_is_judged_by_painted_pixels_alone():
     assert [one["style"] for one in values] == [1, 1, 0, 0, 0, 1]
     share = math.e / (math.e + 3)
     assert values[0]["style probability"] == pytest.approx(share)
+
+
+def test_only_the_thing_is_drawn_in_other_styles():
+    tasks = draw_tasks(range(60, 66), "fill")
+    drawn = style_reading.drawn_in_each_style(tasks)
+    for row, own in enumerate(tasks.wanted.style.tolist()):
+        assert torch.equal(drawn[own, row], tasks.truth.image[row])
+        around = dilate((tasks.truth.masks[row : row + 1, 0] > 0).float(), style_reading.OUTLINE)[0] == 0
+        assert all(torch.equal(one[row][around], tasks.truth.image[row][around]) for one in drawn)
+        assert all(not torch.equal(drawn[style, row], drawn[own, row]) for style in range(4) if style != own)
+
+
+def test_what_the_loss_tells_is_read_of_the_right_pictures(monkeypatch):
+    tasks = draw_tasks(range(60, 64), "fill")
+
+    def distances(model, vae, vision, pictures, scene, mask, options):
+        """Least for the third style, and least of all for the empty place in some regions."""
+        values = torch.tensor([3.0, 4.0, 2.0, 5.0, 1.0 if options.region == "whole" else 9.0])
+        return values * (1 + (pictures[-1] != scene[0]).any())
+
+    monkeypatch.setattr(style_reading, "style_distances", distances)
+    monkeypatch.setattr(style_reading, "through_vae", lambda models, image: image)
+    models = SimpleNamespace(model=None, vae=None, clip_vision=None)
+    for one in style_reading.read_losses(models, tasks, range(60, 64)):
+        right = int(tasks.wanted.style[one.seed - 60]) == 2
+        assert one.values["right style least"] == right
+        assert one.values["nothing lower still"] == ("whole" in one.row)
 
 
 def test_copy_and_paste_puts_the_subject_into_the_place():

@@ -120,3 +120,14 @@ def test_missing_weights_are_one_sentence(monkeypatch, tmp_path, capsys):
     monkeypatch.setattr(weights, "FOLDER", tmp_path / "none")
     assert evaluation.main(["demo-models", "--out", str(tmp_path)]) == 1
     assert "Train it with" in capsys.readouterr().err
+
+
+def needed_seeds(claim):
+    """Of a claim, or of the parts of one."""
+    return max(map(needed_seeds, claim.parts)) if hasattr(claim, "parts") else claim.needed
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_full_run_can_decide_every_claim(name):
+    suite = load_suite(name)
+    assert [claim.id for claim in suite.claims if needed_seeds(claim) > suite.full_seeds] == []
