@@ -21,9 +21,10 @@ from ..attention.saliency import resize_map
 from ..attention.salient_sources import joined_map, layer_map
 from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors, draw_example
 from ..training.objectives import Estimate, objective_loss
+from .activations import backward_factor
 from .attention_capture import Seen, watch_attention
 from .concept_material import Material
-from .contrast import MEMORY_FACTOR, with_backward
+from .contrast import with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
 from .models import prediction_kind
@@ -88,7 +89,7 @@ class ConceptLoop:
                 return self._sample() if sampled else self.clean[0, :1]
 
         # The host reserves memory for as many rows as it is given, and knows of no decoder.
-        each = 1 + math.ceil(decoded / model.model.memory_required([MEMORY_FACTOR, *latent.shape[1:]]))
+        each = 1 + math.ceil(decoded / model.model.memory_required([backward_factor(), *latent.shape[1:]]))
         rows = latent.expand(min(self.at_once, wanted) * each, -1, -1, -1)
         schedule = model.get_model_object("model_sampling").sigma_max.reshape(1).cpu().float()
         schedule = torch.cat([schedule, torch.zeros(1)])

@@ -8,6 +8,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.contrastive import patch_nce
+from .activations import backward_factor
 from .backward_room import make_room
 from .branches import Forward
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
@@ -17,14 +18,12 @@ logger = logging.getLogger("inlay")
 
 # Half precision would lose the small gradients of a loss of order 1.
 LOSS_SCALE = 1024.0
-# The activations kept for backward against what the host reserves for a forward.
-MEMORY_FACTOR = 6
 
 
 def with_backward(model: ModelPatcher) -> ModelPatcher:
     """A clone that the host loads fully, with room for the activations of a backward pass."""
     patched = static_patcher(model)
-    make_room(patched, MEMORY_FACTOR, whole=True)
+    make_room(patched, backward_factor(), whole=True)
     return patched
 
 

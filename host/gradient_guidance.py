@@ -12,14 +12,15 @@ from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
 
 from ..guidance.normalised import finite_samples, normalised_move
+from .activations import backward_factor
 from .backward_room import make_room
 from .gradients import control_models, gradient_phase, ordinary, plain_attention, static_patcher
 from .models import prediction_kind
 
 # A power of two: it keeps half precision from rounding small gradients to 0 and cancels without a trace.
 _LOSS_SCALE = 1024.0
-# The activations kept for backward against what the host reserves for a plain step.
-_MEMORY_FACTOR = {"exact": 6, "fast": 3}
+# Of what the host reserves for a plain step, where nothing is kept of the UNet.
+_FAST_FACTOR = 3
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 RawMove = Callable[[Tensor, Tensor, float], Tensor]
@@ -72,7 +73,8 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
         step = _exact if guidance.mode == "exact" else _fast
         return step(executor, x, timestep, model_options, seed, guidance)
 
-    make_room(guided, _MEMORY_FACTOR[guidance.mode], whole=guidance.mode == "exact")
+    exact = guidance.mode == "exact"
+    make_room(guided, backward_factor() if exact else _FAST_FACTOR, whole=exact)
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict)
     return guided
 

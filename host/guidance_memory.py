@@ -6,6 +6,7 @@ from typing import NamedTuple
 import comfy.clip_vision
 from comfy.model_patcher import ModelPatcher
 
+from .activations import backward_factor
 from .clip_pairs import picture_side
 
 RowBytes = Callable[[Sequence[int]], float]
@@ -13,8 +14,6 @@ RowBytes = Callable[[Sequence[int]], float]
 _KEY = "inlay_guidance_bytes"
 # Values kept per token, channel and layer: counted 12 for GELU and 17 for QuickGELU; the rest is for the way back.
 _VALUES_KEPT = 20
-# The UNet's activations kept for backward, above the once that everybody reserves.
-_UNET_AGAIN = 5
 
 
 class _Told(NamedTuple):
@@ -31,9 +30,9 @@ def guidance_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
     """What all guidances on the model keep for one row of latent shape (C, h, w) and its unconditional twin."""
     told = model.model_options.get(_KEY, [])
     kept = sum(one.row_bytes(shape) for one in told)
-    # They share one forward of the UNet.
+    # They share one forward of the UNet, whose own memory everybody reserves.
     if any(one.through_unet for one in told):
-        kept += _UNET_AGAIN * model.model.memory_required([2, *shape])
+        kept += (backward_factor() - 1) * model.model.memory_required([2, *shape])
     return kept
 
 

@@ -19,6 +19,7 @@ from ..attention.saliency import column_sums, mean_map, resize_map
 from ..training.saliency_focus import saliency_focus
 from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
 from ..training.subject_settings import SNR_CAP, SubjectSettings
+from .activations import backward_factor
 from .attention_capture import Seen, watch_attention
 from .backward_room import make_room
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
@@ -33,9 +34,8 @@ from .subject_data import SubjectData
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # A step goes forward once and back at about twice that, and forward again where the blocks are recomputed.
 STEP_COST, RECOMPUTED_COST = 3, 4
-# What backward keeps of a row against what the host reserves for a forward. Where the host counts on flash attention
-# that is 9 for SD1.5 at 512 pixels in half precision (741 MiB against 82) and 19 for SDXL at 1024.
-KEPT, KEPT_RECOMPUTED = 20, 5
+# What backward keeps of a row whose blocks are recomputed, against what the host reserves for a forward.
+KEPT_RECOMPUTED = 5
 PREVIEW_SIDE = 512
 
 
@@ -104,7 +104,7 @@ class SubjectLoop:
         """Once for all stretches: the host may load the weights anew for such a clone."""
         settings = self.settings
         model = static_patcher(self.model)
-        make_room(model, KEPT_RECOMPUTED if settings.checkpointing else KEPT, whole=True)
+        make_room(model, KEPT_RECOMPUTED if settings.checkpointing else backward_factor(), whole=True)
         if settings.precision != "auto":
             model.set_model_compute_dtype(_DTYPES[settings.precision])
         if settings.checkpointing:

@@ -4,11 +4,10 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from .activations import activations_kept
+
 # Of the device's whole memory. What happens to be free would let the same seed give another result.
 SHARE = 0.8
-# What backward keeps of an example against what the host reserves for a forward. Counted for bf16 without recomputing:
-# 1.2 for SD1.5 at 512 pixels, 2.5 for SDXL at 1024.
-KEPT = 3
 _PATCHES = ("patches", "patches_replace", "wrappers", "callbacks", "optimized_attention_override")
 
 
@@ -34,6 +33,6 @@ def examples_together(model: ModelPatcher, latent: Tensor, wanted: int, beside: 
     """
     if patched(model):
         return 1
-    each = model.model.memory_required([KEPT, *latent.shape[1:]]) + beside
+    each = model.model.memory_required([activations_kept(), *latent.shape[1:]]) + beside
     room = SHARE * comfy.model_management.get_total_memory(model.load_device) - model.model_size()
     return max(1, min(wanted, int(room // each)))

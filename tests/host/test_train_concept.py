@@ -8,9 +8,10 @@ import comfy.utils
 import pytest
 import torch
 from inlay.host import concept_loop
+from inlay.host.activations import activations_kept
 from inlay.host.concept_training import concept_at_steps
 from inlay.host.decoders import full_decoder
-from inlay.host.together import KEPT, SHARE, examples_together
+from inlay.host.together import SHARE, examples_together
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 from inlay.training.objectives import OBJECTIVES
@@ -120,9 +121,20 @@ def test_under_another_packs_patch_pictures_go_one_by_one(tiny):
     assert examples_together(wrapped, latent, 4) == 1
 
 
+def test_flash_attention_hides_what_backward_keeps(tiny, monkeypatch):
+    """The host then reserves less for a forward than backward keeps of it."""
+    latent = torch.zeros(1, 4, 8, 8)
+    monkeypatch.setattr(comfy.model_management, "xformers_enabled", lambda: False)
+    monkeypatch.setattr(comfy.model_management, "pytorch_attention_flash_attention", lambda: True)
+    row = tiny.model.model.memory_required([1, *latent.shape[1:]])
+    total = (tiny.model.model_size() + 50 * row) / SHARE
+    monkeypatch.setattr(comfy.model_management, "get_total_memory", lambda *_: total)
+    assert examples_together(tiny.model, latent, 8) == 2
+
+
 def test_what_the_decoder_keeps_counts_where_pictures_are_decoded(learn, tiny, monkeypatch):
     latent = torch.zeros(1, 4, 5, 6)
-    plain = tiny.model.model.memory_required([KEPT, *latent.shape[1:]])
+    plain = tiny.model.model.memory_required([activations_kept(), *latent.shape[1:]])
     decoded = full_decoder(tiny.vae, tiny.model.model.latent_format).row_bytes(latent.shape[1:])
     assert decoded > plain
     total = (tiny.model.model_size() + 4.5 * plain) / SHARE
