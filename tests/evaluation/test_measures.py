@@ -9,10 +9,9 @@ from inlay.demo.captions import PENCIL
 from inlay.demo.judge import HEADS
 from inlay.demo.render import render
 from inlay.demo.scenes import draw_scenes
-from inlay.evaluation import judging
+from inlay.evaluation import judging, paint_tasks
 from inlay.evaluation.finding import find_things
 from inlay.evaluation.measures import border_step, cut_share, exact_outside, find_object, psnr_outside, seam
-from inlay.evaluation.suites import text_paint
 
 
 def square(size=32, low=8, high=24):
@@ -144,12 +143,12 @@ def test_of_two_things_each_side_is_judged_by_itself():
 
 def test_tasks_of_the_suite_take_turns():
     seeds = list(range(90_000_000, 90_000_024))
-    tasks, asked, traits = text_paint.draw(seeds)
+    tasks, asked, traits = paint_tasks.draw(seeds)
     assert len({tuple(one) for one in traits}) == 6
     for row, (size, place) in enumerate(traits):
         assert (asked[row] == tasks.captions[row]) == (place == "prompt with place")
         area = tasks.mask[row].sum().item() / (2 * tasks.wanted.things[0].radius[row].item()) ** 2
-        grow = text_paint.SIZES[size.removeprefix("mask ")]
+        grow = paint_tasks.SIZES[size.removeprefix("mask ")]
         # Round corners, and a mask may reach beyond the picture.
         assert 0.5 * grow**2 < area < grow**2 * 1.02
     from inlay.demo.vocabulary import held_out

@@ -2,10 +2,11 @@
 
 import json
 import math
+from pathlib import Path
 
 import inlay.evaluation as evaluation
 import pytest
-from inlay.evaluation.suites import MODULES, demo_models, load_suite, text_paint
+from inlay.evaluation.suites import MODULES, demo_models, load_suite, text_paint, text_paint_rows
 from PIL import Image
 
 SMALL = {"STEPS": 2, "INVERSION_STEPS": 2, "BATCH": 2}
@@ -13,9 +14,10 @@ SMALL = {"STEPS": 2, "INVERSION_STEPS": 2, "BATCH": 2}
 
 @pytest.fixture
 def small(random_world, monkeypatch, tmp_path):
-    for module in (demo_models, text_paint):
+    for module in (demo_models, text_paint_rows):
         for name, value in SMALL.items():
             monkeypatch.setattr(module, name, value)
+    monkeypatch.setattr(text_paint, "BATCH", SMALL["BATCH"])
     monkeypatch.setattr(demo_models, "GROUP", 2)
     monkeypatch.setattr(evaluation, "REPORTS", tmp_path / "reports")
     return tmp_path
@@ -41,12 +43,18 @@ def check_schema(report, suite, seeds, expected_claims):
 
 def test_text_paint(small, capsys):
     report = evaluate(capsys, "text-paint", "--seeds", 2, "--out", small)
-    check_schema(report, "text-paint", 2, ["background-exact", "arg-over-background", "arg-over-masked-output"])
+    check_schema(
+        report,
+        "text-paint",
+        2,
+        ["background-exact", "arg-over-background", "arg-over-masked-output", "repeats-raise-agreement"],
+    )
     rows = {row["name"]: row for row in report["rows"]}
-    assert {text_paint.HOST, *text_paint.INLAY} <= set(rows)
+    painted = (*text_paint.INLAY, *text_paint.REPEATED.values())
+    assert {text_paint.HOST, *painted} <= set(rows)
     # True of any weights: the paste is exact, and too few seeds decide nothing.
-    assert all(rows[name]["background exact"]["mean"] == 1 for name in text_paint.INLAY)
-    assert [claim["holds"] for claim in report["claims"]] == [None] * 3
+    assert all(rows[name]["background exact"]["mean"] == 1 for name in painted)
+    assert [claim["holds"] for claim in report["claims"]] == [None] * 4
     folder = small / "text-paint" / "short"
     # The guidance reaches the pictures at all, and each form gives others.
     measured = json.loads((folder / "measured.jsonl").read_text().splitlines()[1])["measured"]
@@ -131,3 +139,12 @@ def needed_seeds(claim):
 def test_a_full_run_can_decide_every_claim(name):
     suite = load_suite(name)
     assert [claim.id for claim in suite.claims if needed_seeds(claim) > suite.full_seeds] == []
+
+
+def test_the_repeating_rows_are_the_shipped_workflow():
+    workflow = Path(__file__).parents[2] / "workflows" / "api" / "text-paint.json"
+    inputs = {node["class_type"]: node["inputs"] for node in json.loads(workflow.read_text()).values()}
+    paint = inputs["InlayPaint"]
+    assert (paint["steps"], paint["repeats"]) == (text_paint_rows.SHIPPED_STEPS, text_paint_rows.SHIPPED_REPEATS)
+    assert paint["cfg"] == text_paint_rows.CFG
+    assert inputs["InlayRegionGuidance"]["outside"] == text_paint_rows.SHIPPED_OUTSIDE
