@@ -50,7 +50,7 @@ def test_text_paint(small, capsys):
         ["background-exact", "arg-over-background", "arg-over-masked-output", "repeats-raise-agreement"],
     )
     rows = {row["name"]: row for row in report["rows"]}
-    painted = (*text_paint.INLAY, *text_paint.REPEATED.values())
+    painted = (*text_paint.INLAY, *text_paint.REPEATED.values(), text_paint.AS_MANY)
     assert {text_paint.HOST, *painted} <= set(rows)
     # True of any weights: the paste is exact, and too few seeds decide nothing.
     assert all(rows[name]["background exact"]["mean"] == 1 for name in painted)
