@@ -32,12 +32,13 @@ INSIDE_MARGIN = 0.84
 @dataclass(frozen=True)
 class Parts:
     """background: as in PaintSettings. region: the texts outside it (ARG), None for no region guidance. style: of
-    style guidance with the scene as its style, None for none. repeats: of each step.
+    style guidance with the scene as its style, None for none. steps: of the sampler, None for STEPS. repeats: of each.
     """
 
     background: str = "inverted"
     region: str | None = "zero"
     style: StyleOptions | None = None
+    steps: int | None = None
     repeats: int = 1
 
 
@@ -62,7 +63,7 @@ class Canvas:
         if parts.style is not None:
             model = guide_by_style(model, models.vae, self.image, self.mask, models.clip_vision, parts.style)
         settings = PaintSettings(
-            steps=STEPS,
+            steps=parts.steps or STEPS,
             cfg=CFG,
             seed=self.seed,
             candidates=self.candidates,

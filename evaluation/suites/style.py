@@ -3,11 +3,13 @@
 Every seed is one task: a thing that no training picture shows in that style is asked for in an empty place, by words
 that name neither the style nor the place. The judge then sees nothing but painted pixels, before any paste, and says
 which style they are in. All rows share seeds, noise and steps; rows other than the main ones are options, measured on
-every eighth group of seeds, each against the main row that differs in nothing else. What the loss itself tells, apart
-from any painting, is asked of true scenes whose thing is drawn in each of the styles.
+every eighth group of seeds, each against the main row that differs in nothing else. The shipped workflow takes fewer
+steps and does each several times, with noise in between (RePaint); so do two more rows. What the loss itself tells,
+apart from any painting, is asked of true scenes whose thing is drawn in each of the styles.
 """
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
@@ -30,6 +32,7 @@ from ..records import Measured
 from ..spin_parts import Canvas, Parts, crops_inside, keeping, merged, style_agreement, through_vae
 from ..study import Study, Suite
 from ..style_reading import read_losses
+from .text_paint_rows import SHIPPED_REPEATS, SHIPPED_STEPS, TIMES
 
 BATCH = 8
 OPTIONS_EVERY = 8
@@ -39,6 +42,8 @@ SHIPPED = StyleOptions(strength=0.1, region="whole", start_percent=0.25)
 
 PLAIN, FAST, EXACT = "without style guidance", "fast", "exact"
 MAIN = {PLAIN: Parts(), FAST: Parts(style=SHIPPED), EXACT: Parts(style=replace(SHIPPED, mode="exact"))}
+REPEATED = {name: f"{name}, {TIMES}" for name in (PLAIN, FAST)}
+REPEATING = {row: replace(MAIN[name], steps=SHIPPED_STEPS, repeats=SHIPPED_REPEATS) for name, row in REPEATED.items()}
 
 
 def _options() -> dict[str, Parts]:
@@ -74,7 +79,8 @@ TRAITS = (*(f"{name} scene" for name in STYLES), *(f"{name} place" for name in B
 def run(study: Study) -> None:
     load_part("unet")
     models, judge = load_demo_models("text"), load_judge(weights_path("judge"))
-    study.measure("painting", BATCH, partial(_measure, study, models, judge))
+    study.measure("painting", BATCH, partial(_measure, study, models, judge, _rows))
+    study.measure("repeating", BATCH, partial(_measure, study, models, judge, lambda seeds: REPEATING))
     study.measure("loss", BATCH, lambda seeds: read_losses(models, draw(seeds)[0], seeds))
 
 
@@ -89,7 +95,9 @@ def _rows(seeds: list[int]) -> dict[str, Parts]:
     return {**MAIN, **OPTIONS} if with_options else MAIN
 
 
-def _measure(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -> list[Measured]:
+def _measure(
+    study: Study, models: DemoModels, judge: Judge, rows_of: Callable[[list[int]], dict[str, Parts]], seeds: list[int]
+) -> list[Measured]:
     tasks, asked = draw(seeds)
     empty = encode_texts(models.clip, [""])
     path, _ = invert_image(models.model, models.vae, tasks.image, positive=empty, steps=spin_parts.INVERSION_STEPS)
@@ -99,7 +107,7 @@ def _measure(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -
     for row, seed in enumerate(seeds):
         study.show(seed, "scene", f"{asked[row]} ({STYLES[int(tasks.wanted.style[row])]})", tasks.image[row])
     measured = []
-    for name, parts in _rows(seeds).items():
+    for name, parts in rows_of(seeds).items():
         began = time.perf_counter()
         painted = canvas.paint(parts)
         seconds = (time.perf_counter() - began) / len(seeds)
@@ -110,6 +118,8 @@ def _measure(study: Study, models: DemoModels, judge: Judge, seeds: list[int]) -
             measured += _divided(name, seeds, tasks.wanted, values)
         for row, seed in enumerate(seeds):
             study.show(seed, name, "", pasted[row])
+    if rows_of is not _rows:
+        return measured
     round_trip = through_vae(models, tasks.truth.image)
     measured += judging.rows_of("ceiling: the wanted scene through the VAE", seeds, values_of(round_trip)[1])
     crops = (crops_inside(image, tasks.mask) for image in (tasks.truth.image, round_trip))
@@ -150,8 +160,8 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     Floor(
         "background-exact",
-        "After the paste every pixel outside the mask is the original's, bit for bit, in every main row",
-        tuple(MAIN),
+        "After the paste every pixel outside the mask is the original's, bit for bit, in main and repeated rows",
+        (*MAIN, *REPEATED.values()),
         ("background exact",),
         1.0,
         needed=32,
@@ -161,6 +171,7 @@ CLAIMS: tuple[Claim, ...] = (
 
 def _contrasts() -> tuple[tuple[str, str], ...]:
     pairs = [(FAST, PLAIN), (EXACT, PLAIN), (FAST, EXACT)]
+    pairs += [(REPEATED[FAST], REPEATED[PLAIN]), *((row, name) for name, row in REPEATED.items())]
     for name in OPTIONS:
         first, _, rest = name.partition(", ")
         other = f"{PLAIN}, {rest}"
@@ -178,5 +189,13 @@ SUITE = Suite(
     run=run,
     claims=CLAIMS,
     contrasts=_contrasts(),
-    columns=("scene", *MAIN, "fast, strength 0.4", "exact, strength 0.4", "fast, K 4", "fast, features of CLIP vision"),
+    columns=(
+        "scene",
+        *MAIN,
+        *REPEATED.values(),
+        "fast, strength 0.4",
+        "exact, strength 0.4",
+        "fast, K 4",
+        "fast, features of CLIP vision",
+    ),
 )

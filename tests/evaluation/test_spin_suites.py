@@ -26,6 +26,8 @@ def short(random_world, monkeypatch):
     monkeypatch.setattr(style, "BATCH", 2)
     kept = ("exact, strength 0.4", "fast, features of CLIP vision", "without style guidance, renoised")
     monkeypatch.setattr(style, "OPTIONS", {name: style.OPTIONS[name] for name in kept})
+    repeating = {row: replace(parts, steps=2, repeats=2) for row, parts in style.REPEATING.items()}
+    monkeypatch.setattr(style, "REPEATING", repeating)
     for module in (spin_jobs, spin_values):
         monkeypatch.setattr(module, "EDITS", {"blue": spin_jobs.EDITS["blue"]})
     monkeypatch.setattr(spin_jobs, "CANDIDATES", 2)
@@ -46,12 +48,12 @@ def evaluate(capsys, tmp_path, suite, seeds):
 def test_style(short, capsys, tmp_path):
     rows = evaluate(capsys, tmp_path, "style", 2)
     assert {*style.MAIN, *style.OPTIONS, f"{style.FAST} - {style.PLAIN}"} <= set(rows)
-    assert all(rows[name]["background exact"]["mean"] == 1 for name in style.MAIN)
+    assert all(rows[name]["background exact"]["mean"] == 1 for name in (*style.MAIN, *style.REPEATING))
     assert all(rows[name]["n"] == 2 for name in style_reading.READ)
     # Guidance changes the pictures, and strength does.
     # Through a random UNet `exact` hardly differs from `fast` at one strength.
     told_apart = ("seam", "background PSNR", "style probability")
-    compared = (style.PLAIN, style.FAST, "exact, strength 0.4")
+    compared = (style.PLAIN, style.FAST, "exact, strength 0.4", *style.REPEATING)
     guided = [tuple(rows[name][metric]["mean"] for metric in told_apart) for name in compared]
     assert len(set(guided)) == len(guided)
 
@@ -175,7 +177,12 @@ def test_the_suites_measure_what_the_workflows_ship(name):
     widgets = given["InlayStyleGuidance"]
     assert StyleOptions(**{key: widgets[key] for key in vars(StyleOptions())}) == style.SHIPPED
     assert given["InlayRegionGuidance"]["outside"] == spin_parts.Parts().region
-    assert given["InlayPaint"]["steps"] == spin_parts.STEPS and given["InlayPaint"]["cfg"] == spin_parts.CFG
+    shipped = (
+        style.REPEATING[style.REPEATED[style.FAST]] if name == "style-paint" else spin_jobs.ABLATION[spin_jobs.ALL]
+    )
+    painted = given["InlayPaint"]["steps"], given["InlayPaint"].get("repeats", 1)
+    assert painted == (shipped.steps or spin_parts.STEPS, shipped.repeats)
+    assert given["InlayPaint"]["cfg"] == spin_parts.CFG
     assert given["InlayInvertImage"]["steps"] == spin_parts.INVERSION_STEPS
     if name == "image-paint":
         settings, _ = spin.concept_settings()
