@@ -58,6 +58,8 @@ def find_boxes(
     height, width = image.shape[1:3]
     how = alpha, passes, layer, self_attention, seed, stretch
     by_words = outline == OUTLINES[0]
+    # Words that are not there are told before any picture is looked at.
+    concept_positions(clip, prompt, concept)
     salient = None if by_words else saliency_scores(model, vae, image, SALIENT_BY, seed=seed)
     # Only now: the salient maps show a progress of their own.
     progress = comfy.utils.ProgressBar(len(image))

@@ -297,3 +297,11 @@ def test_no_salient_part_names_the_picture(tiny, pictures):
     said = tiny.model, tiny.clip, tiny.vae, pictures, PROMPT, "star"
     with pytest.raises(ValueError, match="^Picture 1 of 2: No place reaches the threshold 9"):
         find_boxes(*said, threshold=9.0, outline="salient part", passes=1)
+
+
+def test_a_missing_word_is_told_before_any_picture_is_looked_at(tiny, pictures, monkeypatch):
+    looked = []
+    monkeypatch.setattr(find_box_module, "saliency_scores", lambda *args, **options: looked.append(args))
+    with pytest.raises(ValueError, match="boat"):
+        find_boxes(tiny.model, tiny.clip, tiny.vae, pictures, PROMPT, "boat", outline="salient part")
+    assert not looked
