@@ -4,9 +4,9 @@ from comfy_api.latest import io
 
 from ..host.blending import ALGORITHMS, BlendModels, BlendTexts, blend_pictures, blend_settings
 from ..host.clip_guidance_patch import ClipOptions
-from ..host.paint_settings import SCHEDULER_NAMES
 from .clip_guidance import ClipGuidance
 from .paint import Paint
+from .widgets import cfg_widget, scheduler_widget, seed_widget
 
 # Widgets that mean here what they mean at the two nodes this one is made of.
 _OF_GUIDANCE = ("strength", "mode", "augmentations", "view", "strength_unit", "distance", "range_weight", "mix")
@@ -58,15 +58,7 @@ class Blend(io.ComfyNode):
                     tooltip="Tell the model the text too. Off: the model runs without a text and CLIP alone steers it.",
                 ),
                 io.Int.Input("steps", default=50, min=1, max=10000, tooltip="Sampling steps."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How strictly the model follows what it is told.",
-                ),
+                cfg_widget("How strictly the model follows what it is told."),
                 io.Float.Input(
                     "denoise",
                     default=0.75,
@@ -76,13 +68,8 @@ class Blend(io.ComfyNode):
                     tooltip="The level to start at. 0.2 keeps most of what is drawn, 0.5 suits scribbles, 0.75 is the "
                     "paper's, 1 forgets what was there.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Each candidate has its own noise, whatever batch it runs in.",
+                seed_widget(
+                    "Each candidate has its own noise, whatever batch it runs in.", control_after_generate=True
                 ),
                 io.Int.Input("candidates", default=4, min=1, max=1024, tooltip="How many results to choose from."),
                 io.Int.Input(
@@ -106,13 +93,7 @@ class Blend(io.ComfyNode):
                     advanced=True,
                     tooltip="Weight of the background's loss of the algorithm `local`, relative to CLIP's distance.",
                 ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=SCHEDULER_NAMES,
-                    default="normal",
-                    advanced=True,
-                    tooltip="How the noise levels lie.",
-                ),
+                scheduler_widget(advanced=True),
                 *_widgets(Paint, _OF_PAINT),
                 io.Conditioning.Input(
                     "positive", optional=True, tooltip="What the model is told, instead of the text itself."

@@ -3,6 +3,7 @@ from comfy_api.latest import io
 from ..attention.overlay import overlay
 from ..host.attention_layers import LAYERS
 from ..host.find_box import OUTLINES, find_boxes
+from .widgets import seed_widget
 
 
 class FindBox(io.ComfyNode):
@@ -86,15 +87,7 @@ class FindBox(io.ComfyNode):
                     tooltip="words: around where they act (paper). salient part: around what stands out from the "
                     "picture's border, where they tell the model most.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Of the noise. Every picture of a batch gets the same.",
-                ),
+                seed_widget("Of the noise. Every picture of a batch gets the same.", optional=True, advanced=True),
             ],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="The box of each picture: 1 inside, 0 elsewhere."),

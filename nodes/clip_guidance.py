@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..host.clip_guidance_patch import ClipOptions, guide_by_clip
+from .widgets import range_widgets, strength_unit_widget
 
 
 class ClipGuidance(io.ComfyNode):
@@ -65,13 +66,7 @@ class ClipGuidance(io.ComfyNode):
                     default="masked",
                     tooltip="What CLIP sees: the whole picture, grey outside the mask, or the square around the mask.",
                 ),
-                io.Combo.Input(
-                    "strength_unit",
-                    options=["normalised", "raw"],
-                    default="normalised",
-                    advanced=True,
-                    tooltip="Normalised carries over between models and noise levels; raw is the paper's weight.",
-                ),
+                strength_unit_widget("the paper's weight"),
                 io.Combo.Input(
                     "distance",
                     options=["spherical", "cosine"],
@@ -103,12 +98,7 @@ class ClipGuidance(io.ComfyNode):
                     advanced=True,
                     tooltip="Let CLIP see more of the noisy picture and less of the estimate as the noise falls.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip="Where it starts."
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip="Where it ends."
-                ),
+                *range_widgets(),
             ],
             outputs=[io.Model.Output(display_name="model", tooltip="The guided model, for any sampler.")],
         )

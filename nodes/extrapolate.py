@@ -2,7 +2,8 @@ from comfy_api.latest import io
 
 from ..guidance.extrapolation import SIDES, seam_step
 from ..host.extrapolation import LARGEST, ExtrapolateSettings, extrapolate
-from ..host.paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES
+from ..host.paint_settings import SAMPLER_NAMES
+from .widgets import cfg_widget, feather_widget, scheduler_widget, seed_widget
 
 
 def _level(name: str, default: float, tooltip: str, low: float = 0.01) -> io.Float.Input:
@@ -51,23 +52,8 @@ class Extrapolate(io.ComfyNode):
                     for side in SIDES
                 ),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps of each strip."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How strictly to follow the prompts.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the first strip; each further one takes the next seed.",
-                ),
+                cfg_widget("How strictly to follow the prompts."),
+                seed_widget("Of the first strip; each further one takes the next seed.", control_after_generate=True),
                 _level(
                     "first_level",
                     0.2,
@@ -82,21 +68,8 @@ class Extrapolate(io.ComfyNode):
                     advanced=True,
                     tooltip="As at Paint Into Mask: ddim, ddpm and euler put the background back after each step.",
                 ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=SCHEDULER_NAMES,
-                    default="normal",
-                    advanced=True,
-                    tooltip="How the noise levels lie.",
-                ),
-                io.Int.Input(
-                    "feather",
-                    default=4,
-                    min=0,
-                    max=256,
-                    advanced=True,
-                    tooltip="Pixels of the soft transition, inside the new area only.",
-                ),
+                scheduler_widget(advanced=True),
+                feather_widget("Pixels of the soft transition, inside the new area only.", advanced=True),
                 io.String.Input(
                     "negative", default="", multiline=True, advanced=True, tooltip="What to avoid, on every side."
                 ),

@@ -3,9 +3,10 @@ from comfy_api.latest import io
 from ..guidance.paste import COLOUR_MATCHES
 from ..guidance.start import STARTS
 from ..host.background_sampler import BACKGROUNDS
-from ..host.paint_settings import PASTES, SAMPLER_NAMES, SCHEDULER_NAMES, PaintSettings
+from ..host.paint_settings import PASTES, SAMPLER_NAMES, PaintSettings
 from ..host.painting import paint
 from .sockets import Trajectory
+from .widgets import cfg_widget, feather_widget, scheduler_widget, seed_widget
 
 
 class Paint(io.ComfyNode):
@@ -46,22 +47,9 @@ class Paint(io.ComfyNode):
                     "sigmas", optional=True, tooltip="Noise levels to use instead of steps, scheduler and denoise."
                 ),
                 io.Int.Input("steps", default=30, min=1, max=10000, tooltip="Sampling steps."),
-                io.Float.Input(
-                    "cfg",
-                    default=5.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="How strictly to follow the prompt.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Candidate i is what the host paints at batch index i of this seed.",
+                cfg_widget("How strictly to follow the prompt."),
+                seed_widget(
+                    "Candidate i is what the host paints at batch index i of this seed.", control_after_generate=True
                 ),
                 io.Int.Input(
                     "candidates",
@@ -85,9 +73,7 @@ class Paint(io.ComfyNode):
                     tooltip="ddim, ddpm and euler put the background back after each step; the others see it in the "
                     "model's input.",
                 ),
-                io.Combo.Input(
-                    "scheduler", options=SCHEDULER_NAMES, default="normal", tooltip="How the noise levels lie."
-                ),
+                scheduler_widget(),
                 io.Float.Input(
                     "denoise",
                     default=1.0,
@@ -104,9 +90,7 @@ class Paint(io.ComfyNode):
                     "none: the decoder's own background. decoder tuning: fits a copy of the decoder to the picture, "
                     "then a hard edge.",
                 ),
-                io.Int.Input(
-                    "feather", default=4, min=0, max=256, tooltip="Pixels of the transition, inside the mask only."
-                ),
+                feather_widget("Pixels of the transition, inside the mask only."),
                 io.Combo.Input(
                     "colour_match",
                     options=list(COLOUR_MATCHES),

@@ -1,6 +1,7 @@
 from comfy_api.latest import io
 
 from ..guidance.paste import COLOUR_MATCHES, paste_pictures
+from .widgets import feather_widget
 
 
 class PasteBack(io.ComfyNode):
@@ -19,13 +20,7 @@ class PasteBack(io.ComfyNode):
                     "edited", tooltip="The picture to put inside the mask. Another size of the same aspect is resized."
                 ),
                 io.Mask.Input("mask", tooltip="White: the edit. Black: the original, bit for bit. Soft values mix."),
-                io.Int.Input(
-                    "feather",
-                    default=4,
-                    min=0,
-                    max=256,
-                    tooltip="Pixels over which the edit begins, inside the mask only. 0: a hard edge.",
-                ),
+                feather_widget("Pixels over which the edit begins, inside the mask only. 0: a hard edge."),
                 io.Combo.Input(
                     "colour_match",
                     options=list(COLOUR_MATCHES),

@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 from ..host.region_patches import Region, guide_region
 from ..host.regions import empty_text, text_of_conditioning
+from .widgets import range_widgets
 
 
 class RegionGuidance(io.ComfyNode):
@@ -44,23 +45,9 @@ class RegionGuidance(io.ComfyNode):
                     tooltip="What the rest of the picture reads with outside = text. Without it, the sampler's "
                     "positive.",
                 ),
-                io.Float.Input(
-                    "start_percent",
-                    default=0.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="From which part of sampling on the region is guided, 0 to 1.",
-                ),
-                io.Float.Input(
-                    "end_percent",
-                    default=1.0,
-                    min=0.0,
-                    max=1.0,
-                    step=0.01,
-                    advanced=True,
-                    tooltip="Up to which part of sampling the region is guided, 0 to 1.",
+                *range_widgets(
+                    "From which part of sampling on the region is guided, 0 to 1.",
+                    "Up to which part of sampling the region is guided, 0 to 1.",
                 ),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model, for any sampler.")],

@@ -4,6 +4,7 @@ from ..attention.overlay import overlay
 from ..host.attention_layers import LAYERS
 from ..host.attention_pass import parse_timesteps
 from ..host.salient_masks import SOURCES, given_masks, saliency_scores, salient_masks
+from .widgets import seed_widget
 
 
 class SaliencyMask(io.ComfyNode):
@@ -85,15 +86,7 @@ class SaliencyMask(io.ComfyNode):
                     advanced=True,
                     tooltip="Keep the largest connected part only.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Of the noise. Every picture of a batch gets the same.",
-                ),
+                seed_widget("Of the noise. Every picture of a batch gets the same.", optional=True, advanced=True),
             ],
             outputs=[
                 io.Mask.Output("mask", display_name="mask", tooltip="The salient part: 1 inside, 0 elsewhere."),

@@ -2,6 +2,7 @@ from comfy_api.latest import io
 
 from ..host.style_extractors import FEATURES
 from ..host.style_guidance_patch import REGIONS, StyleOptions, guide_by_style
+from .widgets import range_widgets, strength_unit_widget
 
 
 class StyleGuidance(io.ComfyNode):
@@ -65,13 +66,7 @@ class StyleGuidance(io.ComfyNode):
                     advanced=True,
                     tooltip="Longer side in pixels at which vae and vgg look. 0 for the picture's own; dear.",
                 ),
-                io.Combo.Input(
-                    "strength_unit",
-                    options=["normalised", "raw"],
-                    default="normalised",
-                    advanced=True,
-                    tooltip="Normalised carries over between models and noise levels; raw is the paper's factor.",
-                ),
+                strength_unit_widget("the paper's factor"),
                 io.Int.Input(
                     "gradient_steps",
                     default=1,
@@ -80,12 +75,7 @@ class StyleGuidance(io.ComfyNode):
                     advanced=True,
                     tooltip="Moves in each step of the sampler. The UNet still runs once.",
                 ),
-                io.Float.Input(
-                    "start_percent", default=0.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip="Where it starts."
-                ),
-                io.Float.Input(
-                    "end_percent", default=1.0, min=0.0, max=1.0, step=0.01, advanced=True, tooltip="Where it ends."
-                ),
+                *range_widgets(),
             ],
             outputs=[io.Model.Output("model", display_name="model", tooltip="The guided model, for any sampler.")],
         )

@@ -4,6 +4,7 @@ from ..guidance.distillation import METHODS
 from ..host.concept_region_patch import OUTSIDES, ROWS
 from ..host.swap import swap_picture
 from ..host.swap_settings import BGM, PASTES, SECR, TIMESTEPS, SwapSettings, SwapTexts
+from .widgets import feather_widget, seed_widget
 
 
 class Swap(io.ComfyNode):
@@ -100,14 +101,7 @@ class Swap(io.ComfyNode):
                     round=0.01,
                     tooltip="How strongly both texts pull. 1 leaves the negative out and halves the time.",
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    control_after_generate=True,
-                    tooltip="Of the timesteps and of each gradient's noise.",
-                ),
+                seed_widget("Of the timesteps and of each gradient's noise.", control_after_generate=True),
                 io.Combo.Input(
                     "paste",
                     options=list(PASTES),
@@ -115,14 +109,8 @@ class Swap(io.ComfyNode):
                     tooltip="exact: the original's pixels outside the box. feather: the same, with a soft transition "
                     "inside it. none: the decoder's own picture, as in the paper.",
                 ),
-                io.Int.Input(
-                    "feather",
-                    default=4,
-                    min=0,
-                    max=256,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Pixels of the transition of paste `feather`, inside the box only.",
+                feather_widget(
+                    "Pixels of the transition of paste `feather`, inside the box only.", optional=True, advanced=True
                 ),
                 io.Combo.Input(
                     "timesteps",

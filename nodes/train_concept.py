@@ -6,6 +6,7 @@ from ..host.concept_training import MASK_SOURCES, PRECISIONS, learn_concept
 from ..host.embedding_files import IF_EXISTS
 from ..training.concept import ConceptSettings
 from ..training.objectives import OBJECTIVES
+from .widgets import seed_widget
 
 
 class TrainConcept(io.ComfyNode):
@@ -70,13 +71,7 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Of AdamW.",
                 ),
                 io.Int.Input("accumulation", default=4, min=1, max=256, tooltip="Noised pictures an update."),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="Of the start, the noises, the noise levels, the flips and the samples.",
-                ),
+                seed_widget("Of the start, the noises, the noise levels, the flips and the samples."),
                 io.Combo.Input(
                     "if_exists",
                     options=list(IF_EXISTS),

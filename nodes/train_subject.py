@@ -7,6 +7,7 @@ from ..host.subject_training import Photos, train_subject
 from ..training.subject_settings import MODES, PRESETS, SubjectSettings
 from .sockets import ReferenceEncoder
 from .subject_options import rare_inputs
+from .widgets import seed_widget
 
 
 class TrainSubject(io.ComfyNode):
@@ -56,13 +57,7 @@ class TrainSubject(io.ComfyNode):
                 io.Int.Input(
                     "resolution", default=512, min=64, max=2048, step=8, tooltip="Pixels a side that the model is for."
                 ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=0xFFFFFFFFFFFFFFFF,
-                    tooltip="The same seed gives the same file on one machine; on a GPU up to rounding.",
-                ),
+                seed_widget("The same seed gives the same file on one machine; on a GPU up to rounding."),
                 io.Combo.Input(
                     "if_exists",
                     options=list(IF_EXISTS),
