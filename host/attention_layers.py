@@ -10,6 +10,8 @@ from .unet_blocks import BlockKey, require_unet, transformer_blocks
 
 Grid = tuple[int, int]
 
+# The side of the latent that the layers' names are of.
+NAMED_FOR = 64
 LAYERS = ("middle", "8x8", "16x16", "32x32", "64x64", "8x8 decoder", "16x16 decoder", "decoder", "all")
 
 
@@ -32,12 +34,14 @@ def layer_grids(unet: UNetModel, height: int, width: int) -> dict[BlockKey, Grid
     return {(part, index, depth): grids[part][index] for part, index, depth in transformer_blocks(unet)}
 
 
-def choose_layers(grids: dict[BlockKey, Grid], layer: str) -> list[BlockKey]:
-    """The keys that a name of LAYERS stands for.
+def choose_layers(grids: dict[BlockKey, Grid], layer: str, latent: Grid) -> list[BlockKey]:
+    """The keys that a name of LAYERS stands for, for a latent of (h, w) cells.
 
-    `NxN` takes the encoder's and decoder's layers whose side (square root of h w) is nearest to N on a log scale: for
-    16, InstantSwap's five layers of SD1.x at 512 pixels, SDXL's coarsest at 1024 and the demo world's finest. The
-    middle block stands apart, since it is coarser than what it would be counted with.
+    `NxN` is said of a latent of 64 cells a side, SD1.x at 512 pixels, and grows with larger ones, so that it stays the
+    same layers: of the encoder and decoder those whose side (square root of h w) is nearest on a log scale. For 16:
+    InstantSwap's five layers of SD1.x, SDXL's coarsest at 1024 pixels and the demo world's finest. Below 64 it is N,
+    where a quarter of a small latent would show nothing. The middle block stands apart, since it is coarser than what
+    it would be counted with.
     """
     if layer == "all":
         return list(grids)
@@ -48,7 +52,8 @@ def choose_layers(grids: dict[BlockKey, Grid], layer: str) -> list[BlockKey]:
         chosen = [key for key in grids if key[0] == "output"]
     else:
         sides = {key: math.sqrt(h * w) for key, (h, w) in grids.items() if key[0] != "middle"}
-        wanted = math.log(int(size.partition("x")[0]))
+        larger = max(1.0, math.sqrt(latent[0] * latent[1]) / NAMED_FOR)
+        wanted = math.log(int(size.partition("x")[0]) * larger)
         nearest = min(sides.values(), key=lambda side: abs(math.log(side) - wanted), default=0)
         chosen = [key for key, side in sides.items() if side == nearest and (not decoder or key[0] == "output")]
     if not chosen:

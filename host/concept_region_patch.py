@@ -106,6 +106,8 @@ class _Region:
             return n, context, value
         step[self.key] = n
         if step.setdefault(_FIRST, self.key) == self.key and self.raw and self.everywhere:
+            # Refuses what does not fit before the contexts are laid out for it.
+            self._places(n, step)
             context = value = self._contexts(n)
         return n, context, value
 

@@ -12,6 +12,7 @@ from .activations import backward_factor
 from .backward_room import make_room
 from .branches import Forward
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
+from .guidance_memory import tell
 from .unet_blocks import grid_of, with_patches
 
 logger = logging.getLogger("inlay")
@@ -24,6 +25,8 @@ def with_backward(model: ModelPatcher) -> ModelPatcher:
     """A clone that the host loads fully, with room for the activations of a backward pass."""
     patched = static_patcher(model)
     make_room(patched, backward_factor(), whole=True)
+    # Of a picture's four rows the gradient keeps the two that the texts tell: half of what each of its latents would.
+    tell(patched, lambda shape: (backward_factor() - 1) * model.model.memory_required([1, *shape]), through_unet=False)
     return patched
 
 

@@ -10,7 +10,9 @@ from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..attention.boxes import Box, bounding_box, box_mask, find_box, salient_part
+from ..attention.saliency import soften
 from .attention_layers import require_readable
+from .branches import require_own_text
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, word_maps
 from .salient_masks import saliency_scores
@@ -24,7 +26,9 @@ SALIENT_BY = "attention to the border"
 
 @dataclass(frozen=True)
 class FoundBoxes:
-    """Per picture: its box, the box as mask (B, H, W), and the map it comes from, (B, H, W) in [0, 1]."""
+    """Per picture: its box, the box as mask (B, H, W), and the map it comes from, (B, H, W) in [0, 1]: the mean of
+    the words' maps, or what stands out inside the box, 0.5 at the threshold.
+    """
 
     boxes: list[Box]
     mask: Tensor
@@ -51,34 +55,43 @@ def find_boxes(
     """Where the concept's words act in each picture.
 
     image: (B, H, W, 3). concept: words of the prompt, or `embedding:name`. outline: of OUTLINES. threshold: share of a
-    pass's greatest value; of a salient part, deviations above the picture's mean. passes: noise levels, evenly from
-    timestep 500 to 100. margin: pixels. self_attention, stretch: as for word_maps. Raises ValueError for a model that
-    is no UNet, words that the prompt does not hold, and a picture where no place reaches the threshold.
+    pass's greatest value; of a salient part, deviations above the picture's mean. margin: pixels. Of words alone:
+    passes, noise levels evenly from timestep 500 to 100; alpha, layer, self_attention and stretch, as for word_maps.
+    Raises ValueError for a model that is no UNet, words that the prompt does not hold, and a picture where no place
+    reaches the threshold.
     """
     height, width = image.shape[1:3]
-    how = alpha, passes, layer, self_attention, seed, stretch
     by_words = outline == OUTLINES[0]
-    # Words that are not there are told before any picture is looked at.
+    # Before any picture is looked at.
+    require_readable(model)
     concept_positions(clip, prompt, concept)
-    salient = None if by_words else saliency_scores(model, vae, image, SALIENT_BY, seed=seed)
+    require_own_text(model, encode_text(clip, prompt))
+    parts = model, clip, vae
+    if by_words:
+        seen = concept_maps(*parts, image, prompt, concept, alpha, passes, layer, self_attention, seed, stretch)
+    else:
+        salient = saliency_scores(model, vae, image, SALIENT_BY, seed=seed)
+        gains = (word_gain(*parts, one, prompt, concept, seed)[0] for one in image.split(1))
+        seen = zip(salient, gains, strict=True)
     # Only now: the salient maps show a progress of their own.
     progress = comfy.utils.ProgressBar(len(image))
-    boxes, maps = [], []
-    for number, one in enumerate(concept_maps(model, clip, vae, image, prompt, concept, *how)):
+    boxes, masks, maps = [], [], []
+    for number, one in enumerate(seen, 1):
         try:
-            if by_words:
-                boxes.append(find_box(one, threshold, margin))
-            else:
-                told = word_gain(model, clip, vae, image[number : number + 1], prompt, concept, seed)[0]
-                boxes.append(bounding_box(salient_part(salient[number], told, threshold), margin))
+            box = find_box(one, threshold, margin) if by_words else _around_a_part(*one, threshold, margin)
         except ValueError as error:
             if len(image) == 1:
                 raise
-            raise ValueError(f"Picture {number + 1} of {len(image)}: {error}") from error
-        maps.append(one.mean(0).clamp(0, 1))
+            raise ValueError(f"Picture {number} of {len(image)}: {error}") from error
+        boxes.append(box)
+        masks.append(box_mask([box], height, width))
+        maps.append(one.mean(0).clamp(0, 1) if by_words else soften(one[0], threshold) * masks[-1])
         progress.update(1)
-    masks = [box_mask([box], height, width) for box in boxes]
     return FoundBoxes(boxes, torch.stack(masks), torch.stack(maps))
+
+
+def _around_a_part(salient: Tensor, told: Tensor, threshold: float, margin: int) -> Box:
+    return bounding_box(salient_part(salient, told, threshold), margin)
 
 
 def concept_maps(
@@ -96,8 +109,8 @@ def concept_maps(
     stretch: bool = False,
 ) -> Iterator[Tensor]:
     """What find_boxes draws the box of each picture from, in turn: (passes, H, W), greatest value about 1."""
-    positions = concept_positions(clip, prompt, concept)
     require_readable(model)
+    positions = concept_positions(clip, prompt, concept)
     conditioning = encode_text(clip, prompt)
     latents = encode_picture(vae, image)
     layers = chosen_layers(model, latents, layer)

@@ -22,7 +22,8 @@ BROKEN = "The model's attention holds values that are not numbers. Run the model
 def chosen_layers(model: ModelPatcher, latent: Tensor, layer: str) -> list[BlockKey]:
     """The layers that a name of LAYERS stands for with this model and latent, as require_readable allows."""
     require_readable(model)
-    return choose_layers(layer_grids(model.get_model_object("diffusion_model"), *latent.shape[-2:]), layer)
+    size = tuple(latent.shape[-2:])
+    return choose_layers(layer_grids(model.get_model_object("diffusion_model"), *size), layer, size)
 
 
 def self_attention_map(

@@ -15,7 +15,7 @@ from ..guidance.distillation import CELLS, METHODS, distil, draw_timesteps
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.noise import CandidateNoise
 from ..guidance.paste import paste_back
-from .branches import Forward, inside_sampling, require_own_text, require_same_family
+from .branches import Forward, inside_sampling, require_own_text, require_same_family, stack_texts
 from .cancelled import keep_pictures, while_cancelling
 from .candidates import candidates_that_fit
 from .concept_region_patch import concept_region
@@ -25,7 +25,7 @@ from .pictures import decode_picture, encode_picture
 from .progress import steps_progress
 from .swap_settings import SwapSettings, SwapTexts
 from .together import plain
-from .tokens import encode_text
+from .tokens import encode_text, require_learned
 from .unet_blocks import require_unet
 
 
@@ -40,12 +40,13 @@ def swap_picture(
     texts: SwapTexts,
     settings: SwapSettings,
     bbox: Box | Sequence | None = None,
+    target_clip: comfy.sd.CLIP | None = None,
 ) -> tuple[Tensor, dict]:
     """The pictures (B, H, W, 3) with the swap in their boxes, and their LATENT.
 
-    target_model: for the target's text, None for the same. image: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W); its
-    bounding box is the box, unless bbox is given. Raises ValueError with what to do for bad input. On cancel the
-    picture so far is kept and shown, and the host's interrupt goes on.
+    target_model, target_clip: for the target's texts, None for the same. image: (B, H, W, 3) in [0, 1]. mask: (B or 1,
+    H, W); its bounding box is the box, unless bbox is given. Raises ValueError with what to do for bad input. On cancel
+    the picture so far is kept and shown, and the host's interrupt goes on.
     """
     if clip is None:
         raise ValueError("There is no text encoder. Connect the model's clip.")
@@ -57,7 +58,10 @@ def swap_picture(
         boxes = mask_boxes(mask)
     else:
         boxes = single_boxes(bbox, len(image), height, width)
-    job = _Swap(model, target_model, clip, texts, settings, boxes, vae.spacial_compression_encode() if vae else 1)
+    multiple = vae.spacial_compression_encode() if vae else 1
+    for box in boxes:
+        _require_a_cell(box, multiple)
+    job = _Swap((model, target_model), (clip, target_clip), texts, settings, boxes, multiple)
     latent = encode_picture(vae, image)
 
     def finish(samples: Tensor) -> Tensor:
@@ -77,18 +81,30 @@ def swap_picture(
     return finish(samples), {"samples": samples}
 
 
+def _require_a_cell(box: Box, multiple: int) -> None:
+    """Raises ValueError for a box smaller than one latent pixel of multiple x multiple."""
+    width, height = box["width"], box["height"]
+    if max(width, height) < multiple:
+        raise ValueError(
+            f"The box is {width} x {height} pixels, smaller than a latent pixel, {multiple} x {multiple}. "
+            "Draw a larger one; boxes are in pixels of the picture."
+        )
+
+
 class _Swap:
+    """models, clips: of the source and of the target, None there for the same."""
+
     def __init__(
         self,
-        model: ModelPatcher,
-        target_model: ModelPatcher | None,
-        clip: comfy.sd.CLIP,
+        models: tuple[ModelPatcher, ModelPatcher | None],
+        clips: tuple[comfy.sd.CLIP, comfy.sd.CLIP | None],
         texts: SwapTexts,
         settings: SwapSettings,
         boxes: list[Box],
         multiple: int,
     ) -> None:
-        target_model = model if target_model is None else target_model
+        model, clip = models[0], clips[0]
+        target_model, target_clip = (first if other is None else other for first, other in (models, clips))
         for one in (model, target_model):
             require_unet(one, "a swap")
             prediction_kind(one)
@@ -96,17 +112,26 @@ class _Swap:
         self.method, self.settings, self.boxes, self.multiple = METHODS[settings.method], settings, boxes, multiple
         self.apart = self.method.source and target_model is not model
         self.models = model, with_backward(target_model) if self.method.contrast else target_model
-        encoded = {text: encode_text(clip, text) for text in set(vars(texts).values())}
-        self.prompts = encoded[texts.source], encoded[texts.target]
-        self.phrases = encoded[texts.source_concept][0][0], encoded[texts.target_concept][0][0]
-        self.negative = encoded[texts.negative]
-        require_own_text(model, self.negative)
+        source = self._encoded(clip, model, texts.source, texts.source_concept, texts.negative)
+        target = self._encoded(target_clip, target_model, texts.target, texts.target_concept, texts.negative)
+        self.prompts, phrases, self.negatives = zip(source, target, strict=True)
+        self.phrases = tuple(phrase[0][0] for phrase in phrases)
         timesteps = draw_timesteps(
             settings.iterations, settings.t_min, settings.t_max, settings.timesteps, settings.seed
         )
         sampling = model.get_model_object("model_sampling")
         self.sigmas = sampling.sigma(timesteps[:: settings.skip].float()).cpu()
         self.done, self.total, self.samples = 0, 0, None
+
+    @staticmethod
+    def _encoded(clip: comfy.sd.CLIP, model: ModelPatcher, *texts: str) -> list[list]:
+        """A CONDITIONING each, of the model's width."""
+        encoded = []
+        for text in texts:
+            require_learned(clip, text)
+            encoded.append(encode_text(clip, text))
+            require_own_text(model, encoded[-1])
+        return encoded
 
     def run(self, latent: Tensor) -> Tensor:
         """The latent (B, C, h, w) after the swap, as VAE.decode takes it; as many pictures at once as memory allows.
@@ -199,8 +224,9 @@ class _Swap:
                 guidance = 1.0
             model = concept_region(model, phrases, boxes, size, settings.outside, settings.rows)
         prompts = [self.prompts[branch] for branch in branches]
+        negative = stack_texts([self.negatives[branch] for branch in branches], pictures)
         self._progress = steps_progress(model, self.total)
-        inside_sampling(model, prompts, self.negative, latent, self.sigmas, guidance, settings.seed, body)
+        inside_sampling(model, prompts, negative, latent, self.sigmas, guidance, settings.seed, body)
 
     def _phrases_alone(self, model: ModelPatcher) -> bool:
         """Whether no text but the phrases reaches the model, in the negative's rows as in the prompt's."""

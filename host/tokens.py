@@ -18,12 +18,25 @@ def concept_positions(clip: comfy.sd.CLIP, prompt: str, concept: str) -> list[in
         raise ValueError("There is no text encoder to find words with. Connect the model's clip.")
     if not _phrases(concept):
         raise ValueError("No word to look for is given. Name a word of the prompt.")
+    for text in (prompt, concept):
+        require_learned(clip, text)
     name = _reading_encoder(clip, prompt)
     for phrase in _phrases(concept):
         if not _phrase_positions(clip, prompt, phrase, name):
             known = ", ".join(dict.fromkeys(re.findall(r"embedding:[^\s,()]+|[^\W\d_]+", prompt))) or "none"
             raise ValueError(f'The prompt does not hold "{phrase}". Name one of its words: {known}.')
     return sorted(_phrase_positions(clip, prompt, concept, name))
+
+
+def require_learned(clip: comfy.sd.CLIP, text: str) -> None:
+    """Raises ValueError for an `embedding:name` that this encoder does not find, and would leave out."""
+    for phrase in dict.fromkeys(re.findall(r"embedding:(?:\\.|[^\s,():])+", text)):
+        chunks = (chunk for encoder in clip.tokenize(phrase).values() for chunk in encoder)
+        if not any(isinstance(token, Tensor) for chunk in chunks for token, *_ in chunk):
+            raise ValueError(
+                f"There is no learned concept {phrase} for this text encoder. "
+                "Check its name, or train it for this model."
+            )
 
 
 def _phrases(concept: str) -> list[str]:

@@ -34,7 +34,7 @@ class FindBox(io.ComfyNode):
                     min=0.1,
                     max=8.0,
                     step=0.1,
-                    tooltip="Power of the word's map before self-attention spreads it. Higher is narrower.",
+                    tooltip="For outline words: power of the word's map before it is spread. Higher is narrower.",
                 ),
                 io.Float.Input(
                     "threshold",
@@ -51,7 +51,7 @@ class FindBox(io.ComfyNode):
                     min=1,
                     max=32,
                     tooltip="Looks at the picture, noised to timesteps evenly from 500 to 100. The box holds "
-                    "what any of them finds.",
+                    "what any of them finds. For outline words.",
                 ),
                 io.Int.Input(
                     "margin", default=0, min=0, max=4096, tooltip="Pixels added on each side, up to the picture's edge."
@@ -62,21 +62,21 @@ class FindBox(io.ComfyNode):
                     default="16x16",
                     optional=True,
                     advanced=True,
-                    tooltip="Whose attention: 16x16 is the paper's, by the nearest number of tokens a side.",
+                    tooltip="For outline words: whose attention. 16x16 is the paper's, by the number of tokens a side.",
                 ),
                 io.Boolean.Input(
                     "self_attention",
                     default=True,
                     optional=True,
                     advanced=True,
-                    tooltip="Spread the word's map over what belongs together. Off leaves the word's map alone.",
+                    tooltip="For outline words: spread the word's map over what belongs together. Off leaves it alone.",
                 ),
                 io.Boolean.Input(
                     "stretch",
                     default=False,
                     optional=True,
                     advanced=True,
-                    tooltip="Subtract each map's least value first. For models whose maps are nearly flat.",
+                    tooltip="For outline words: subtract each map's least value first, for maps that are nearly flat.",
                 ),
                 io.Combo.Input(
                     "outline",
@@ -96,7 +96,9 @@ class FindBox(io.ComfyNode):
                     "bboxes", display_name="bboxes", tooltip="One list of boxes per picture, here of one box each."
                 ),
                 io.Mask.Output(
-                    "soft_mask", display_name="soft_mask", tooltip="The map behind the box, mean of the passes, 0 to 1."
+                    "soft_mask",
+                    display_name="soft_mask",
+                    tooltip="The map behind the box, 0 to 1: the mean of the passes, or what stands out in the box.",
                 ),
                 io.Image.Output("preview", display_name="preview", tooltip="The map and the box on the picture."),
             ],

@@ -35,6 +35,12 @@ class Swap(io.ComfyNode):
                     "family. Unconnected, model serves both, in one batch.",
                 ),
                 io.Clip.Input("clip", tooltip="The models' text encoder. Learned concepts work as embedding:name."),
+                io.Clip.Input(
+                    "target_clip",
+                    optional=True,
+                    tooltip="For the target's texts, where target_model has a text encoder of its own: a customised "
+                    "checkpoint's, or clip with the LoRA on it.",
+                ),
                 io.Vae.Input("vae", tooltip="The models' VAE."),
                 io.Image.Input("image", tooltip="One picture or a batch, of any size."),
                 io.Mask.Input("mask", tooltip="The box around its white part is where the swap happens."),
@@ -226,12 +232,13 @@ class Swap(io.ComfyNode):
         target_concept,
         negative,
         target_model=None,
+        target_clip=None,
         bbox=None,
         **settings,
     ) -> io.NodeOutput:
         texts = SwapTexts(source_prompt, target_prompt, source_concept, target_concept, negative)
-        settings = SwapSettings(**settings)
-        return io.NodeOutput(*swap_picture(model, target_model, clip, vae, image, mask, texts, settings, bbox))
+        job = clip, vae, image, mask, texts, SwapSettings(**settings), bbox, target_clip
+        return io.NodeOutput(*swap_picture(model, target_model, *job))
 
 
 NODES = [Swap]

@@ -25,7 +25,7 @@ class View:
 
 def views(seeds: list[int], count: int) -> list[View | None]:
     """One view a seed; None where both things of a scene have the same shape, so that its word names neither."""
-    scenes = draw_scenes(seeds, objects=count)
+    scenes = draw_scenes(seeds, objects=count, holding_out=True)
     shown, prompts = render(scenes), full_captions(scenes)
     found: list[View | None] = []
     for row, seed in enumerate(seeds):

@@ -245,3 +245,6 @@ def test_bad_regions_say_so(draw, tiny, phrase):
         draw(concept_region(tiny.model, [cat], [BOX], (128, 200)))
     with pytest.raises(ValueError, match="has 2 boxes and the sampler works on 1"):
         draw(concept_region(tiny.model, [cat], [BOX, OTHER], SIZE))
+    for outside in ("ca", "raw"):
+        with pytest.raises(ValueError, match="has 3 concepts and the sampler works on 1"):
+            draw(concept_region(tiny.model, [cat] * 3, [BOX], SIZE, outside))

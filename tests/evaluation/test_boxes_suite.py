@@ -34,13 +34,16 @@ def test_overlap_by_hand(found, iou, covers, share):
 def test_the_truth_is_around_the_named_thing(count):
     from inlay.demo.render import render
     from inlay.demo.scenes import draw_scenes
+    from inlay.demo.vocabulary import held_out
 
-    scenes, empty = (draw_scenes(SEEDS, objects=count) for _ in range(2))
+    scenes, empty = (draw_scenes(SEEDS, objects=count, holding_out=True) for _ in range(2))
     nothing = render(empty.emptied()).image
     for row, view in enumerate(boxes.views(SEEDS, count)):
         if view is None:
             assert scenes.shape[row, 0] == scenes.shape[row, 1]
             continue
+        which = row, SEEDS[row] % count
+        assert held_out(scenes.style[row], scenes.shape[which], scenes.colour[which], scenes.surface[which])
         assert view.shape in view.phrase.split() and view.phrase in view.prompt
         assert view.prompt.split().count(view.shape) == 1
         things = [scenes.things[index].centre[row].tolist() for index in range(count)]

@@ -28,6 +28,9 @@ SDXL = dict(
         (SD15, (64, 64), "16x16", ["input 7", "input 8", "output 3", "output 4", "output 5"]),
         (SD15, (128, 128), "16x16", ["input 7", "input 8", "output 3", "output 4", "output 5"]),
         (SD15, (64, 64), "16x16 decoder", ["output 3", "output 4", "output 5"]),
+        (SD15, (96, 96), "16x16", ["input 7", "input 8", "output 3", "output 4", "output 5"]),
+        (SD15, (128, 96), "64x64", ["input 1", "input 2", "output 9", "output 10", "output 11"]),
+        (SD15, (32, 32), "16x16", ["input 4", "input 5", "output 6", "output 7", "output 8"]),
         (SD15, (64, 96), "64x64", ["input 1", "input 2", "output 9", "output 10", "output 11"]),
         (SD15, (64, 64), "middle", ["middle 0"]),
         (SDXL, (128, 128), "16x16", ["input 7", "input 8", "output 0", "output 1", "output 2"]),
@@ -38,8 +41,8 @@ def test_names_of_layers_on_real_networks(config, size, layer, places):
     config = {key: list(value) if isinstance(value, list) else value for key, value in config.items()}
     unet = openaimodel.UNetModel(**config, device="meta", operations=comfy.ops.disable_weight_init)
     grids = layer_grids(unet, *size)
-    assert list(dict.fromkeys(f"{part} {index}" for part, index, _ in choose_layers(grids, layer))) == places
-    assert len(choose_layers(grids, "all")) == (16 if config["context_dim"] == 768 else 70)
+    assert list(dict.fromkeys(f"{part} {index}" for part, index, _ in choose_layers(grids, layer, size))) == places
+    assert len(choose_layers(grids, "all", size)) == (16 if config["context_dim"] == 768 else 70)
 
 
 def test_noise_is_seeded_and_the_same_everywhere():

@@ -52,6 +52,13 @@ def test_guidances_share_one_forward_and_the_room_for_it(tiny, flash, guidances,
     assert asked(model) == (rows, whole)
 
 
+def test_a_batch_of_cds_is_planned_with_its_backward_pass(tiny):
+    """Two of a picture's four rows go through it."""
+    plain = tiny.model.model.memory_required([2, 4, 8, 8])
+    assert 2 * guidance_bytes(with_backward(tiny.model), (4, 8, 8)) == (backward_factor() - 1) * plain
+    assert guidance_bytes(tiny.model, (4, 8, 8)) == 0
+
+
 def test_training_on_a_guided_model_asks_for_the_most(tiny):
     guided = guide(tiny.model, FAST)
     assert asked(with_backward(guided)) == (2 * backward_factor(), True)

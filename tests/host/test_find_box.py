@@ -237,7 +237,10 @@ def test_sdxl_reads_the_encoder_that_keeps_a_one_sided_concept(clips):
         (PROMPT, "cat", 'does not hold "cat". Name one of its words: a, red, star, on, beach.'),
         (PROMPT, "star red", 'does not hold "star red"'),
         (PROMPT, "star, cat", 'does not hold "cat"'),
-        (PROMPT, "embedding:none", 'does not hold "embedding:none"'),
+        (PROMPT, "embedding:none", "no learned concept embedding:none for this text encoder. Check its name"),
+        ("a photo of embedding:none", "photo", "no learned concept embedding:none for this"),
+        ("a photo of (embedding:none:1.2)", "photo", "no learned concept embedding:none for this"),
+        (PROMPT, "embedding:both", 'does not hold "embedding:both"'),
         ("a (red:1.2) embedding:both, star", "cat", "its words: a, red, embedding:both, star."),
         ("", "cat", "its words: none."),
         (PROMPT, " , ", "No word to look for is given"),
@@ -305,3 +308,25 @@ def test_a_missing_word_is_told_before_any_picture_is_looked_at(tiny, pictures, 
     with pytest.raises(ValueError, match="boat"):
         find_boxes(tiny.model, tiny.clip, tiny.vae, pictures, PROMPT, "boat", outline="salient part")
     assert not looked
+
+
+@pytest.mark.parametrize("outline", ["words", "salient part"])
+def test_a_text_encoder_of_another_width_is_refused(tiny, pictures, monkeypatch, outline):
+    config = {**tiny.model.model.model_config.unet_config, "context_dim": 2048}
+    monkeypatch.setattr(tiny.model.model.model_config, "unet_config", config)
+    with pytest.raises(ValueError, match="wide and the model takes 2048. Connect the CLIP that belongs to the model"):
+        find_boxes(tiny.model, tiny.clip, tiny.vae, pictures[:1], PROMPT, "star", passes=1, outline=outline)
+
+
+def test_the_soft_mask_of_a_salient_part_is_what_stands_out_in_its_box(tiny, pictures, monkeypatch):
+    salient = torch.zeros(1, 120, 141)
+    salient[:, 20:50, 10:40], salient[:, 60:100, 80:130] = 2.0, 3.0
+    monkeypatch.setattr(find_box_module, "saliency_scores", lambda *a, **k: salient)
+    monkeypatch.setattr(find_box_module, "word_gain", lambda *a: (salient == 2.0).float())
+    said = tiny.model, tiny.clip, tiny.vae, pictures[:1], PROMPT, "star"
+    found = find_boxes(*said, threshold=2.0, margin=4, outline="salient part")
+    assert found.boxes == [{"x": 6, "y": 16, "width": 38, "height": 38}]
+    assert torch.equal(found.soft, torch.where(salient == 2.0, 0.5, 0.0))
+    # The words' map is not even made.
+    monkeypatch.setattr(find_box_module, "word_maps", lambda *a, **k: 1 / 0)
+    assert find_boxes(*said, threshold=2.0, margin=4, outline="salient part").boxes == found.boxes

@@ -70,10 +70,29 @@ def test_a_bbox_takes_the_masks_place(swap, mask):
     assert torch.equal(with_box, swap()[1]["samples"])
 
 
-def test_a_box_smaller_than_a_cell_moves_one_cell(tiny, swap, picture):
-    _, latent = swap(bbox={"x": 17, "y": 25, "width": 1, "height": 2})
+def test_a_box_thinner_than_a_cell_moves_the_cells_that_it_touches(tiny, swap, picture):
+    _, latent = swap(bbox={"x": 17, "y": 24, "width": 1, "height": 16})
     moved = (latent["samples"] != latent_of(tiny, picture)).any(1)[0]
-    assert moved.nonzero().tolist() == [[3, 2]]
+    assert moved.nonzero().tolist() == [[3, 2], [4, 2]]
+
+
+def test_the_target_has_its_own_text_encoder(swap, tiny):
+    """One that reads the source's sentence in the target's words, and the plain one told those words."""
+
+    class Renaming:
+        def tokenize(self, text, **options):
+            return tiny.clip.tokenize(text.replace("star", "robot").replace("red", "blue"), **options)
+
+        def __getattr__(self, name):
+            return getattr(tiny.clip, name)
+
+    same = replace(TEXTS, target=TEXTS.source, target_concept=TEXTS.source_concept)
+    theirs = swap(texts=same, target_clip=Renaming())[1]["samples"]
+    assert torch.equal(theirs, swap()[1]["samples"])
+    assert not torch.equal(theirs, swap(texts=same)[1]["samples"])
+    other = tiny.model.clone()
+    apart = swap(texts=same, target_model=other, target_clip=Renaming())[1]["samples"]
+    assert torch.equal(apart, swap(target_model=other)[1]["samples"])
 
 
 def test_short_memory_splits_the_forward(swap, tiny, forwards, monkeypatch):
@@ -123,6 +142,8 @@ def test_bad_input_says_what_to_do(swap, tiny, mask, picture, monkeypatch):
 
     fails("mask is empty", mask=torch.zeros_like(mask))
     fails("covers no pixel", bbox={**BOX, "x": 90})
+    fails("1 x 2 pixels, smaller than a latent pixel, 8 x 8", bbox={"x": 17, "y": 25, "width": 1, "height": 2})
+    fails("no learned concept embedding:nope", texts=replace(TEXTS, target_concept="embedding:nope"))
     fails("2 boxes for one picture where one is needed", bbox=[BOX, BOX])
     fails("no text encoder", clip=None)
     fails("not numbers", image=torch.full_like(picture, float("nan")))

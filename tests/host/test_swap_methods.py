@@ -70,6 +70,28 @@ def test_removal_and_insertion_take_empty_phrases(swap):
     assert removed.isfinite().all() and inserted.isfinite().all() and not torch.allclose(removed, inserted)
 
 
+def test_the_contrast_pulls_by_its_published_weight(swap, tiny, monkeypatch):
+    """3 PatchNCE beside the distillation's loss, both times 2000, at a rate of 0.1: a pull of 1 moves by 600."""
+    from inlay.host import swap as swap_module
+
+    monkeypatch.setattr(swap_module, "contrast_gradient", lambda forward, z, *rest: torch.ones_like(z))
+    once = replace(QUICK, method="cds", iterations=1, skip=1, bgm="off")
+    without, pulled = (swap(replace(once, contrast=weight))[1]["samples"] for weight in (0.0, 3.0))
+    moved = (without - pulled) * tiny.model.model.latent_format.scale_factor
+    assert torch.allclose(moved, torch.full_like(moved, 600.0), rtol=1e-4)
+
+
+def test_cds_takes_a_target_model_of_its_own(swap, tiny):
+    """A clone of the same model gives what the model itself gives, though the source then has a forward of its own."""
+    settings = replace(QUICK, method="cds", iterations=5)
+    one = swap(settings)[1]["samples"]
+    two = swap(settings, target_model=tiny.model.clone())[1]["samples"]
+    assert (one - two).abs().max() < 1e-3 * one.abs().max()
+    other = tiny.model.clone()
+    other.set_model_sampler_post_cfg_function(lambda args: args["denoised"] * 0.9)
+    assert not torch.allclose(swap(settings, target_model=other)[1]["samples"], one, atol=1e-3)
+
+
 def test_cds_under_the_executors_inference_mode(swap, tiny):
     """The contrast changes the result, its gradient passes the executor's mode, the model works as before after it."""
     with torch.inference_mode():
