@@ -7,7 +7,7 @@ import comfy.model_management
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 
-from .guidance_memory import guidance_bytes
+from .guidance_memory import bytes_once, guidance_bytes
 
 _KEY = "inlay_backward_room"
 
@@ -21,7 +21,8 @@ class _Room:
             kwargs["force_full_load"] = True
         rows, *shape = noise_shape
         # The host counts two rows for one, the text's and the negative's.
-        told = 1 + guidance_bytes(patcher, shape) / patcher.model.memory_required([2, *shape])
+        kept = guidance_bytes(patcher, shape) + bytes_once(patcher) / rows
+        told = 1 + kept / patcher.model.memory_required([2, *shape])
         return executor(patcher, [rows * max(self.factor, math.ceil(told)), *shape], conds, *args, **kwargs)
 
 

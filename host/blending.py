@@ -14,6 +14,7 @@ from ..guidance.batches import as_one_batch
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.paste import fill_smoothly
 from .clip_guidance_patch import ClipOptions, guide_by_clip
+from .notice import show_sentence
 from .painting import PaintSettings, paint
 from .ranking import rank_pictures, score_pictures
 from .tokens import encode_text
@@ -22,6 +23,11 @@ logger = logging.getLogger("inlay")
 
 # Background and sampler of the paper's algorithms 2, 3 and 1.
 ALGORITHMS = {"ddpm": ("renoised", "ddpm"), "ddim": ("renoised", "ddim"), "local": ("none", "ddpm")}
+
+SAY_WHAT_IS_THERE_INSTEAD = (
+    "To remove something, leave condition on and say at positive what the place shows without it: a model that is not "
+    "told leaves some of the thing, or paints another one, more often."
+)
 
 
 @dataclass(frozen=True)
@@ -47,6 +53,16 @@ class BlendTexts:
     positive: list | None = None
     negative: list | None = None
 
+    @property
+    def wanted(self) -> bool:
+        """Whether something is asked for; otherwise what stands there is removed."""
+        return bool(self.text.strip())
+
+    @property
+    def told(self) -> bool:
+        """Whether the model is told what to paint."""
+        return self.condition and (self.positive is not None or self.wanted)
+
 
 def blend_settings(algorithm: str, **settings: object) -> PaintSettings:
     """The paint job of an algorithm: ddpm (2), ddim (3) or local (1). settings: the other fields of PaintSettings."""
@@ -69,8 +85,8 @@ def blend_pictures(
     image: (B, H, W, 3) in [0, 1]. mask: (M, H, W), 1 = generate, neither empty nor full; the smaller of the two batches
     is repeated in turn. Without a text there is no guidance, the surroundings stand in the mask at the start (see
     without_the_thing), the candidates stay in their order and the scores are NaN. A model that is told nothing, not
-    even what to avoid, runs at cfg 1. The same, bit for bit, as guide_by_clip, paint and score_pictures one after
-    another. Raises ValueError for what is wrong before anything is painted.
+    even what to avoid, runs at cfg 1. An edit is the same, bit for bit, as guide_by_clip, paint and score_pictures one
+    after another. Raises ValueError for what is wrong before anything is painted.
     """
     if models.clip is None:
         raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
@@ -78,32 +94,62 @@ def blend_pictures(
     require_region(mask)
     if (mask.flatten(1).amin(1) > 0).any():
         raise ValueError("The mask covers the whole picture, so nothing is left to blend with. Leave a part black.")
-    told = bool(texts.text.strip())
-    if not told and settings.background == "none":
+    if not texts.wanted and settings.background == "none":
         raise ValueError("The algorithm `local` follows a text. Give one, or choose ddpm or ddim for a removal.")
-    if not told:
+    if not texts.wanted:
         # Nothing chooses among them, so the first ones are as good as any.
         settings = replace(settings, candidates=min(settings.candidates, keep or settings.candidates))
     background = image if settings.background == "none" else None
     parts = models.model, models.vae, models.clip, models.vision
     guided = guide_by_clip(*parts, texts.text, None, mask, background, options)
-    positive = negative = encode_text(models.clip, "")
-    if texts.negative is not None:
-        negative = texts.negative
-    if texts.condition and (texts.positive is not None or told):
-        positive = encode_text(models.clip, texts.text) if texts.positive is None else texts.positive
-    elif texts.negative is None:
+    positive, negative = model_texts(models, texts)
+    if not texts.told and positive is negative:
         # Both halves of classifier-free guidance would be the same.
         settings = replace(settings, cfg=1.0)
-    shown = image if told else without_the_thing(image, mask)
+    if not texts.wanted and not texts.told:
+        show_sentence(SAY_WHAT_IS_THERE_INSTEAD)
+    shown = image if texts.wanted else without_the_thing(image, mask)
     images, _ = paint(guided, positive, negative, models.vae, shown, mask, settings, sigmas=sigmas)
-    if not told:
+    if not texts.wanted:
         logger.info("There is no text to rank the candidates by: they stay in their order, with scores that are NaN.")
         scores = torch.full((len(images),), math.nan)
     else:
         places = mask.repeat(settings.candidates, 1, 1) if len(mask) > 1 else mask
         scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
     return best_of_each(images, scores, len(images) // settings.candidates, keep)
+
+
+def model_texts(models: BlendModels, texts: BlendTexts) -> tuple[list, list]:
+    """CONDITIONING of what the model is told and of what it avoids.
+
+    Untold, both are clip's empty prompt. A model of another width than clip cannot read that one: with condition off it
+    is told what negative says in its stead. Raises ValueError for texts of another width than the model's.
+    """
+    empty = encode_text(models.clip, "")
+    negative = empty if texts.negative is None else texts.negative
+    if texts.told:
+        positive = encode_text(models.clip, texts.text) if texts.positive is None else texts.positive
+    else:
+        # A removal with condition on may name the thing at negative, which the model is never to be told.
+        positive = empty if texts.condition or fits(models.model, empty) else negative
+    for text in (positive, negative):
+        if not fits(models.model, text):
+            width, wanted = text[0][0].shape[-1], context_width(models.model)
+            raise ValueError(
+                f"The model is told texts {width} wide and takes {wanted}. "
+                "Connect positive and negative, encoded by the model's own text encoder."
+            )
+    return positive, negative
+
+
+def context_width(model: ModelPatcher) -> int | None:
+    """The width of the texts that the model's UNet reads; None where its configuration does not say (PixArt)."""
+    return model.model.model_config.unet_config.get("context_dim")
+
+
+def fits(model: ModelPatcher, text: list) -> bool:
+    """Whether a CONDITIONING is as wide as the model's UNet reads texts."""
+    return context_width(model) in (None, text[0][0].shape[-1])
 
 
 def without_the_thing(image: Tensor, mask: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What a cancelled run has reached: kept as a file and sent as the last live preview."""
+"""What a run has reached that was cancelled, or that failed: kept as a file and sent as the last live preview."""
 
 import logging
 import os
@@ -17,18 +17,21 @@ PREVIEW_SIDE = 512
 
 
 @contextmanager
-def while_cancelling() -> Iterator[None]:
-    """Logs what fails in here: the work so far is worth keeping, but no other error may take the interrupt's place."""
+def while_cancelling(why: str = "Cancelled") -> Iterator[None]:
+    """Logs what fails in here: the work so far is worth keeping, but no other error may take the first one's place.
+
+    why: how the log's sentence begins.
+    """
     try:
         yield
     except Exception as error:
-        logger.warning("Cancelled. What was there could not be kept: %s", error)
+        logger.warning("%s. What was there could not be kept: %s", why, error)
 
 
-def keep_pictures(images: Tensor, name: str, step: int, total: int) -> list[str]:
+def keep_pictures(images: Tensor, name: str, step: int, total: int, why: str = "Cancelled") -> list[str]:
     """Writes the pictures (B, H, W, 3) to the host's temporary folder and shows the last one. Returns the paths.
 
-    step of total: where the progress bar stands.
+    step of total: where the progress bar stands. why: how the log's sentence begins.
     """
     folder, stem, counter, _, _ = folder_paths.get_save_image_path(name, folder_paths.get_temp_directory())
     paths = []
@@ -38,6 +41,6 @@ def keep_pictures(images: Tensor, name: str, step: int, total: int) -> list[str]
         picture.save(f"{path}.part", "PNG")
         os.replace(f"{path}.part", path)
         paths.append(path)
-    logger.info("Cancelled. What was there is in %s", folder)
+    logger.info("%s. What was there is in %s", why, folder)
     comfy.utils.ProgressBar(total).update_absolute(step, total, ("JPEG", picture, PREVIEW_SIDE))
     return paths

@@ -18,6 +18,7 @@ from ..guidance.trajectory import Trajectory
 from .background_sampler import background_sampler
 from .candidates import candidates_that_fit, draws_by_batch
 from .inpaint_channels import repeated
+from .out_of_memory import is_out_of_memory
 from .paint_settings import PaintSettings
 from .progress import steps_progress
 
@@ -71,8 +72,8 @@ class CandidateRun:
         """Candidates first to last, or None where they are too many for the memory."""
         try:
             return self._sample(noise, first, last)
-        except comfy.model_management.OOM_EXCEPTION:
-            if last - first == 1:
+        except Exception as error:
+            if last - first == 1 or not is_out_of_memory(error):
                 raise
         return None
 

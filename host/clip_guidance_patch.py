@@ -23,7 +23,7 @@ from .decoders import Decoder, approximate_decoder, full_decoder, require_fit
 from .feature_nets import LPIPSNet, load_lpips
 from .gradient_guidance import Guidance, guide
 from .gradients import differentiable_layers, static_patcher
-from .guidance_memory import tell, view_bytes
+from .guidance_memory import cast_bytes, tell, view_bytes
 
 logger = logging.getLogger("inlay")
 
@@ -101,7 +101,7 @@ def guide_to_targets(
     )
     guided = guide(model, guidance)
     if options.strength != 0:
-        tell(guided, loss.row_bytes, through_unet=options.mode == "exact")
+        tell(guided, loss.row_bytes, through_unet=options.mode == "exact", once=cast_bytes(loss.eye.model))
     return guided
 
 

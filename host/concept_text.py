@@ -1,8 +1,10 @@
 """A prompt with one concept in it: its vectors as tokens of the host's text encoders, SD1's, SD2's or SDXL's two."""
 
+import re
 from collections.abc import Mapping
 
 import comfy.sd
+import comfy.sd1_clip
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
@@ -24,7 +26,7 @@ class ConceptText:
 
     template: the text around the concept, `{}`; one a line, for all pictures or for one each. patcher: what has to be
     loaded before `encode`; its `.model` is what the gradient goes through. Raises ValueError for a missing CLIP, for
-    text encoders that are no CLIP, and for a line that does not hold the concept once.
+    text encoders that are no CLIP, and for a line that does not hold the concept once, outside brackets.
     """
 
     def __init__(self, clip: comfy.sd.CLIP | None, template: str = SLOT) -> None:
@@ -41,11 +43,18 @@ class ConceptText:
         self.lines = [self.sentence(line) for line in lines]
 
     def sentence(self, text: str) -> Sentence:
-        """The text around the concept. Raises ValueError where it does not hold `{}` once."""
+        """The text around the concept. Raises ValueError where it does not hold `{}` once, outside brackets."""
         if text.count(SLOT) != 1:
             raise ValueError(
                 f'"{text}" does not hold {SLOT} once. Write {SLOT} where the thing is named, for example: a '
                 f"photo of {SLOT} on a beach."
+            )
+        # Brackets weight what is in them, which the sides alone would not show.
+        before = comfy.sd1_clip.escape_important(text.partition(SLOT)[0])
+        if before.count("(") != before.count(")"):
+            raise ValueError(
+                f'"{text}" holds {SLOT} inside brackets, which would weight it. Write it outside of them, and put the '
+                "weight into a prompt of your own, such as (embedding:my-cat:1.3)."
             )
         before, after = (self._words(side) for side in text.split(SLOT))
         return before, after
@@ -110,3 +119,14 @@ class ConceptText:
         """The host's CONDITIONING of the sentence, of the template's first line for None."""
         with torch.no_grad():
             return self.clip.encode_from_tokens_scheduled(self.tokens(vectors, sentence or self.lines[0]))
+
+
+def spoken(text: str, name: str) -> str:
+    """The text with `embedding:name` for `{}`, spaced so that the host reads it as it is encoded here.
+
+    The host takes a name up to the next white space, less commas at its end, and sees it only behind a space.
+    """
+    before, after = text.split(SLOT)
+    left = "" if not before or before[-1] in " \n" else " "
+    right = "" if re.match(r",*(\s|$)", after) else " "
+    return f"{before}{left}embedding:{name}{right}{after}"

@@ -11,29 +11,28 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
+from ..attention.saliency import resize_map
 from ..attention.salient_sources import READINGS, RECEIVED
-from ..guidance.masks import fit_mask, latent_mask
+from ..guidance.masks import latent_mask
 from ..training.concept import ConceptSettings, ConceptTraining, Vectors
 from ..training.objectives import OBJECTIVES
+from .branches import require_own_text
 from .cancelled import keep_pictures, while_cancelling
 from .concept_checkpoint import ConceptCheckpoint
 from .concept_loop import AfterStep, ConceptLoop
+from .concept_masks import given_masks, legible_layers, with_source
 from .concept_material import Material
-from .concept_text import SLOT, ConceptText
-from .embedding_files import embedding_name, save_embedding
+from .concept_text import SLOT, ConceptText, spoken
+from .decoders import require_fit
+from .embedding_files import embedding_name, require_alone, save_embedding
 from .gradients import ordinary
 from .models import prediction_kind
-from .pictures import decode_picture, encode_picture, pad_mask
-from .saliency import chosen_layers, self_attention_map
-from .salient_masks import AUTO_LAYER, salient_masks
-from .unet_blocks import BlockKey, require_unet
+from .pictures import decode_picture, encode_picture, pad_mask, scaled_down
+from .unet_blocks import require_unet
 
 logger = logging.getLogger("inlay")
 
-MASK_SOURCES = ("auto", *READINGS, "masks")
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-# Where a picture's saliency is looked at before training.
-TIMESTEPS = (500, 300, 100)
 _FP16_VAE = (
     "The VAE's decoder overflows in fp16, most likely: run the VAE in higher precision (--fp32-vae or --bf16-vae), or "
     "choose another objective."
@@ -43,8 +42,9 @@ _FP16_VAE = (
 @dataclass(frozen=True)
 class LearnedConcept:
     """prompt: the sentence with `embedding:name` in it. mask: (P, H, W), the mask that was used, averaged over the
-    steps; all ones where the objective has none. losses: one a step, without those that were left out for a loss that
-    is not a number. preview: (1, H, 3 W, 3), a reference, the same with its mask, a sample.
+    steps, at the pictures' own size; all ones where the objective has none. losses: one a step, without those that were
+    left out for a loss that is not a number. preview: (1, h, 3 w, 3), a reference as it was learned from, the same with
+    its mask, a sample; without the sample, 2 w, where that could not be painted.
     """
 
     prompt: str
@@ -88,7 +88,7 @@ def concept_at_steps(
     sentence: str = SLOT,
 ) -> dict[int, list]:
     """The CONDITIONING of the sentence after each of these steps of one training, 0 for the start; no file."""
-    job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "overwrite", masks, sentence)
+    job = _Job(model, clip, vae, images, "evaluated", replace(settings, resume=False), "number", masks, sentence)
     kept: dict[int, Vectors] = {}
 
     def keep(step: int, vectors: Vectors) -> None:
@@ -117,8 +117,11 @@ class _Job:
             raise ValueError("There is no reference image. Connect at least one picture of the subject.")
         require_unet(model, "learning a concept")
         prediction_kind(model)
-        self.settings, self.vae = settings, vae
+        require_fit(vae, model.model.latent_format)
+        self.settings = settings = with_source(settings, masks)
+        self.vae, self.size = vae, images.shape[1:3]
         self.name = embedding_name(name, if_exists)
+        require_alone(self.name)
         objective = OBJECTIVES[settings.objective]
         text = ConceptText(clip, settings.template)
         with torch.inference_mode(False):
@@ -130,8 +133,11 @@ class _Job:
         self.said, self.sentence = sentence, text.sentence(sentence)
         text.require_room(len(next(iter(start.values()))), self.sentence)
         conditioning = text.conditioning(start)
-        _require_same_width(model, conditioning)
-        masks = _given_masks(masks, images, settings) if objective.extra == "focus" else None
+        require_own_text(model, conditioning)
+        masks = given_masks(masks, images, settings) if objective.extra == "focus" else None
+        with torch.inference_mode(False):
+            images = scaled_down(images, settings.resolution)
+            masks = None if masks is None else scaled_down(masks[..., None], settings.resolution)[..., 0]
         latents = ordinary(torch.stack([encode_picture(vae, view).float().cpu() for view in self._views(images)]))
         cells = pixels = None
         with torch.inference_mode(False):
@@ -143,7 +149,7 @@ class _Job:
                 pixels = torch.stack([pad_mask(plane, vae).unflatten(0, (-1, 3)) for plane in planes]) * 2 - 1
         layers, reading = [], settings.mask_source if settings.mask_source in READINGS else RECEIVED
         if objective.extra == "focus" and masks is None:
-            layers = _legible_layers(model, conditioning, latents[0], settings, reading)
+            layers = legible_layers(model, conditioning, latents[0], settings, reading)
         views = images, latents, cells, pixels
         self.material = Material(model, text, vae, conditioning, objective, *views, layers, reading)
         encoded = {"latents": latents, "text": conditioning[0][0]}
@@ -161,7 +167,6 @@ class _Job:
         return loop
 
     def run(self) -> LearnedConcept:
-        height, width = self.material.images.shape[1:3]
         loop = self.loop()
         try:
             sample = loop.run()
@@ -177,15 +182,22 @@ class _Job:
         vectors = {key: value.detach().clone() for key, value in self.training.vectors.items()}
         path = save_embedding(vectors, self.name)
         self.checkpoint.remove()
-        picture = decode_picture(self.vae, sample, height, width).float().cpu()
         return LearnedConcept(
-            self.said.replace(SLOT, f"embedding:{self.name}"),
+            spoken(self.said, self.name),
             path,
             self.material.text.conditioning(vectors, self.sentence),
-            loop.used_mask(),
+            resize_map(loop.used_mask(), *self.size),
             [loss for loss in self.training.losses if math.isfinite(loss)],
-            loop.panel(picture),
+            loop.panel(self._decoded(sample)),
         )
+
+    def _decoded(self, sample: Tensor) -> Tensor | None:
+        """The sample's picture (1, h, w, 3), or None: the concept is learned and saved without it."""
+        try:
+            return decode_picture(self.vae, sample, *self.material.images.shape[1:3]).float().cpu()
+        except (ValueError, comfy.model_management.OOM_EXCEPTION) as error:
+            logger.warning("The sample is left out of the preview. %s", error)
+            return None
 
     def _keep(self, loop: ConceptLoop) -> None:
         try:
@@ -196,42 +208,3 @@ class _Job:
 
 def _in_fp16(vae: comfy.sd.VAE | None) -> bool:
     return getattr(vae, "vae_dtype", None) == torch.float16
-
-
-def _given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings) -> Tensor | None:
-    """(P, H, W), or None where S is the model's own."""
-    if settings.mask_source == "masks" and masks is None:
-        raise ValueError("The mask source is masks and none is connected. Connect one, or choose another source.")
-    if masks is None or settings.mask_source not in ("auto", "masks"):
-        return None
-    with torch.inference_mode(False):
-        masks = fit_mask(ordinary(masks), *images.shape[1:3]).cpu()
-    if len(masks) not in (1, len(images)):
-        raise ValueError(f"There are {len(masks)} masks for {len(images)} pictures. Give one mask, or one per picture.")
-    for number, mask in enumerate(masks, 1):
-        if not mask.any():
-            which = "The mask" if len(masks) == 1 else f"Mask {number} of {len(masks)}"
-            raise ValueError(f"{which} excludes everything, so nothing could be learned. Paint the subject white.")
-    return masks.expand(len(images), -1, -1)
-
-
-def _legible_layers(
-    model: ModelPatcher, conditioning: list, latents: Tensor, settings: ConceptSettings, reading: str
-) -> list[BlockKey]:
-    """The layers that S is read from. Raises ValueError for a picture in which they find nothing salient."""
-    layers = chosen_layers(model, latents, AUTO_LAYER[reading] if settings.layer == "auto" else settings.layer)
-    maps = [
-        self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, reading)
-        for one in latents.split(1)
-    ]
-    salient_masks(torch.cat(maps), settings.threshold)
-    return layers
-
-
-def _require_same_width(model: ModelPatcher, conditioning: list) -> None:
-    wanted, found = model.model.model_config.unet_config.get("context_dim"), conditioning[0][0].shape[-1]
-    if isinstance(wanted, int) and wanted != found:
-        raise ValueError(
-            f"The text encoder gives vectors of {found} values and {type(model.model).__name__} takes {wanted}: they "
-            "are of different families. Connect the CLIP that belongs to the model."
-        )

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.functional import mse_loss
 
 from .gradients import gradient_phase, static_patcher
+from .out_of_memory import is_out_of_memory
 from .pictures import decode_picture
 
 logger = logging.getLogger("inlay")
@@ -61,7 +62,9 @@ def _if_it_fits(patcher: ModelPatcher, memory: float, *job: object) -> Tensor | 
     try:
         comfy.model_management.load_models_gpu([patcher], memory_required=memory, force_full_load=True)
         return _tuned(patcher.model, patcher.load_device, *job)
-    except comfy.model_management.OOM_EXCEPTION:
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
         return None
 
 

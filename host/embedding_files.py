@@ -5,13 +5,14 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+import comfy.sd1_clip
 import comfy.utils
 import folder_paths
 from torch import Tensor
 
 IF_EXISTS = ("number", "overwrite", "error")
-# Whatever the host would load under a name; it looks for the first one in every embeddings folder.
-_SUFFIXES = (".safetensors", ".pt", ".bin", "")
+# Whatever the host would load under a name, the first of them that a folder holds.
+_SUFFIXES = ("", ".safetensors", ".pt", ".bin")
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
@@ -29,14 +30,30 @@ def embedding_name(name: str, if_exists: str) -> str:
             f'The name "{name}" cannot be written in a prompt or as a file. '
             "Use letters, digits, - and _ only, such as my-cat."
         )
-    if if_exists == "overwrite" or not _taken(name):
+    if if_exists == "overwrite" or not _found(name):
         return name
     if if_exists == "error":
         raise ValueError(f'There is a concept "{name}" already. Choose another name, or set if_exists.')
     number = 2
-    while _taken(f"{name}-{number}"):
+    while _found(f"{name}-{number}"):
         number += 1
     return f"{name}-{number}"
+
+
+def require_alone(name: str) -> None:
+    """Raises ValueError where a prompt could load another file than the one that is going to be saved under the name.
+
+    The host goes through all folders in no fixed order and takes the first file that it meets.
+    """
+    top = Path(_folders()[0]).resolve()
+    # Where the host finds ours in the same folder before them.
+    covered = {top / f"{name}{suffix}" for suffix in _SUFFIXES[1:]}
+    for path in _found(name):
+        if path not in covered:
+            raise ValueError(
+                f'Another concept "{name}" lies at {path}, and a prompt could load that one. Choose another name, or '
+                "move that file."
+            )
 
 
 def save_embedding(vectors: Mapping[str, Tensor], name: str) -> str:
@@ -61,5 +78,7 @@ def _folders() -> list[str]:
     return folder_paths.get_folder_paths("embeddings")
 
 
-def _taken(name: str) -> bool:
-    return any(Path(folder, f"{name}{suffix}").is_file() for folder in _folders() for suffix in _SUFFIXES)
+def _found(name: str) -> list[Path]:
+    """The files that the host could load under the name: in every embeddings folder and in what lies below it."""
+    folders = sorted({Path(folder).resolve() for folder in comfy.sd1_clip.expand_directory_list(_folders())})
+    return [path for folder in folders for suffix in _SUFFIXES if (path := folder / f"{name}{suffix}").is_file()]

@@ -7,6 +7,7 @@ from typing import Any
 
 import comfy.model_management
 import torch
+from comfy.ldm.pixart.pixartms import PixArtMS
 from comfy.model_patcher import ModelPatcher
 from comfy.patcher_extension import WrappersMP
 from torch import Tensor, nn
@@ -53,13 +54,15 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
 
     On the way up, from a picture to its noise, there is no guidance: an inversion is to find the picture's own path.
     Several guidances on one model add up and share its forward. Raises ValueError for models without
-    variance-preserving noise.
+    variance-preserving noise, and for `exact` where the attention has no gradient.
     """
     prediction_kind(model)
     if guidance.start_percent >= guidance.end_percent:
         raise ValueError(f"{guidance.name}: start_percent has to be less than end_percent.")
     if guidance.strength == 0:
         return model.clone()
+    if guidance.mode == "exact":
+        _require_backward(model, guidance)
     guided = static_patcher(model) if guidance.mode == "exact" else model.clone()
     key = f"inlay.{guidance.name}.{len(guided.additional_models)}"
     guided.set_additional_models(key, list(guidance.patchers))
@@ -77,6 +80,16 @@ def guide(model: ModelPatcher, guidance: Guidance) -> ModelPatcher:
     make_room(guided, backward_factor() if exact else _FAST_FACTOR, whole=exact)
     guided.add_wrapper_with_key(WrappersMP.PREDICT_NOISE, key, predict)
     return guided
+
+
+def _require_backward(model: ModelPatcher, guidance: Guidance) -> None:
+    # PixArt's blocks call the host's attention without the options in which plain_attention puts PyTorch's.
+    pixart = isinstance(model.get_model_object("diffusion_model"), PixArtMS)
+    if pixart and comfy.model_management.sage_attention_enabled():
+        raise ValueError(
+            f"{guidance.name}: sage attention gives no gradient through PixArt. Set mode to fast, or start ComfyUI "
+            "without --use-sage-attention."
+        )
 
 
 def _active(sampling: Any, timestep: Tensor, guidance: Guidance) -> bool:

@@ -46,7 +46,8 @@ def ordinary(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone() if value.is_inference() else value
     if isinstance(value, (list, tuple)):
-        return type(value)(ordinary(item) for item in value)
+        items = [ordinary(item) for item in value]
+        return type(value)(*items) if hasattr(value, "_fields") else type(value)(items)
     if isinstance(value, dict):
         return {key: ordinary(item) for key, item in value.items()}
     if isinstance(value, comfy.conds.CONDRegular):

@@ -1,10 +1,12 @@
 """What a guidance keeps for its gradient beside the UNet's own step, told with the model to whoever plans a batch."""
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import comfy.clip_vision
+import torch
 from comfy.model_patcher import ModelPatcher
+from torch import nn
 
 from .activations import backward_factor
 from .clip_pairs import picture_side
@@ -14,16 +16,22 @@ RowBytes = Callable[[Sequence[int]], float]
 _KEY = "inlay_guidance_bytes"
 # Values kept per token, channel and layer: counted 12 for GELU and 17 for QuickGELU; the rest is for the way back.
 _VALUES_KEPT = 20
+_FP32_BYTES = 4
 
 
-class _Told(NamedTuple):
+@dataclass(frozen=True)
+class _Told:
     row_bytes: RowBytes
     through_unet: bool
+    once: float
 
 
-def tell(model: ModelPatcher, row_bytes: RowBytes, through_unet: bool) -> None:
-    """row_bytes: of a row's latent shape (C, h, w), beside the UNet. Several guidances of one model add up."""
-    model.model_options.setdefault(_KEY, []).append(_Told(row_bytes, through_unet))
+def tell(model: ModelPatcher, row_bytes: RowBytes, through_unet: bool, once: float = 0.0) -> None:
+    """row_bytes: of a row's latent shape (C, h, w), beside the UNet. once: bytes whatever the number of rows.
+
+    Several guidances of one model add up.
+    """
+    model.model_options.setdefault(_KEY, []).append(_Told(row_bytes, through_unet, once))
 
 
 def guidance_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
@@ -36,9 +44,22 @@ def guidance_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
     return kept
 
 
+def bytes_once(model: ModelPatcher) -> float:
+    """What all guidances on the model keep beside that, whatever the number of rows."""
+    return sum(one.once for one in model.model_options.get(_KEY, []))
+
+
 def view_bytes(vision: comfy.clip_vision.ClipVisionModel) -> float:
-    """What one view keeps in the vision model; of a host that does not tell its shape, what ViT-L/14 would."""
+    """What one view keeps in the vision model; of a host that does not tell its shape, what ViT-L/14 would.
+
+    All of it is fp32, whatever the weights are: the views come in fp32, and the host casts weights to their input.
+    """
     config = getattr(vision, "config", {})
     tokens = (picture_side(vision) // config.get("patch_size", 14)) ** 2 + 1
     values = tokens * config.get("hidden_size", 1024) * config.get("num_hidden_layers", 24) * _VALUES_KEPT
-    return values * vision.dtype.itemsize
+    return values * _FP32_BYTES
+
+
+def cast_bytes(net: nn.Module) -> float:
+    """The fp32 copies of weights of other types, which backward reads again: one of each, however many the views."""
+    return sum(float(it.numel() * _FP32_BYTES) for it in net.parameters() if it.dtype != torch.float32)

@@ -15,12 +15,14 @@ from safetensors.torch import save
 from torch import Tensor
 
 from .embedding_files import embedding_name
+from .fingerprints import patches_id, tensors_id
 from .models import model_id
 from .weight_probe import same_weights, weight_probe
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
 CHANNELS = "inlay.channels"
 PROBE = "inlay.base_weights"
+PATCHES = "inlay.base_patches"
 _DIFFUSERS = ("lora_unet_down_blocks", "lora_unet_mid_block", "lora_unet_up_blocks")
 
 
@@ -122,17 +124,21 @@ def weight_shapes(model: ModelPatcher) -> dict[str, tuple[int, ...]]:
 
 
 def base_metadata(model: ModelPatcher) -> dict[str, str]:
-    """How a file names its base: a fingerprint and a few weights to compare, words to show, and what an inpainting
-    model reads besides the latent, in its order.
+    """How a file names its base: a fingerprint and a few weights to compare, words to show, what an inpainting model
+    reads besides the latent, in its order, and which LoRAs are on it, if any are.
     """
     config = model.model.model_config.unet_config
-    kind = f"{type(model.model).__name__}, {config['in_channels']} channels in, context {config['context_dim']}"
-    return {
+    # Not every family has these: Flux and SD3 read no context of a width that they name.
+    words = {"in_channels": "{} channels in", "context_dim": "context {}"}
+    shape = [word.format(config[key]) for key, word in words.items() if key in config]
+    said = {
         "inlay.base": model_id(model),
         PROBE: weight_probe(model),
-        "inlay.base_kind": kind,
+        "inlay.base_kind": ", ".join([type(model.model).__name__, *shape]),
         CHANNELS: " ".join(model.model.concat_keys),
     }
+    patches = patches_id(model)
+    return said if patches == tensors_id(()) else said | {PATCHES: patches}
 
 
 def read_lora(name: str) -> Lora:
@@ -180,6 +186,12 @@ def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights:
             "The LoRA was trained on a model of this kind with other weights. "
             "Load its own base, or set other_weights to use it on this one."
         )
+
+
+def patched_otherwise(model: ModelPatcher, lora: Mapping[str, Tensor]) -> bool:
+    """Whether the LoRA was trained on a base with LoRAs on it, and these are not what is on the model now."""
+    wanted = getattr(lora, "metadata", {}).get(PATCHES)
+    return bool(wanted) and wanted != patches_id(model)
 
 
 def _inputs(shape: tuple[int, ...]) -> int:

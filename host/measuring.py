@@ -17,6 +17,8 @@ from .clip_pairs import embed_pictures, embed_text, is_clip, is_dino, picture_si
 from .feature_nets import load_lpips
 from .ranking import look_inside
 
+# The least side that the net's poolings leave something of.
+_LPIPS_LEAST = {"vgg": 16, "alex": 31}
 NAMES = ("psnr", "ssim", "mse", "lpips", "clip_i", "clip_t", "dino", "fid")
 
 
@@ -111,25 +113,31 @@ class _Seen:
         self.weight = weight
 
     def against_original(self, metric: Callable[..., Tensor]) -> Tensor:
-        if self.subject.original is None:
-            raise ValueError("It needs the original picture.")
-        pictures, originals = (it.movedim(-1, 1) for it in (self.subject.images, self.subject.original))
-        return metric(pictures, originals, self.weight)
+        return metric(*self._pair(), self.weight)
 
     def lpips(self) -> tuple[Tensor, str]:
-        if self.subject.original is None:
-            raise ValueError("It needs the original picture.")
-        device = comfy.model_management.get_torch_device()
-        net = load_lpips(self.subject.lpips_net).to(device)
+        pictures, originals = self._pair()
+        name, device = self.subject.lpips_net, comfy.model_management.get_torch_device()
+        least = _LPIPS_LEAST[name]
+        if min(pictures.shape[-2:]) < least:
+            raise ValueError(f"LPIPS with {name} needs pictures of at least {least} x {least} pixels.")
+        net = load_lpips(name).to(device)
         weights = [None] * len(self.subject.images) if self.weight is None else self.weight[:, None].to(device)
         with torch.no_grad():
             values = [
                 metrics.lpips(net.stages, list(net.linear), one[None].to(device), its[None].to(device), weight).cpu()
-                for one, its, weight in zip(
-                    self.subject.images.movedim(-1, 1), self.subject.original.movedim(-1, 1), weights, strict=True
-                )
+                for one, its, weight in zip(pictures, originals, weights, strict=True)
             ]
-        return torch.cat(values), f" ({self.subject.lpips_net})"
+        return torch.cat(values), f" ({name})"
+
+    def _pair(self) -> tuple[Tensor, Tensor]:
+        """The pictures and their originals, (B, 3, H, W)."""
+        original = self.subject.original
+        if original is None:
+            raise ValueError("It needs the original picture.")
+        if not torch.isfinite(original).all():
+            raise ValueError("The original holds values that are not numbers. Check the node that made it.")
+        return self.subject.images.movedim(-1, 1), original.movedim(-1, 1)
 
     def clip_i(self) -> tuple[Tensor, str]:
         self._require(is_clip, "It needs CLIP's vision model at clip_vision")

@@ -116,5 +116,11 @@ def paint(
             with while_cancelling():
                 keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
         raise
+    except Exception:
+        # The finished parts may have taken hours, and only the last one is at fault.
+        if images:
+            with while_cancelling("The run failed"):
+                keep_pictures(torch.cat(images), "inlay_finished", job.step, job.total, "The run failed")
+        raise
     samples = torch.cat(samples)
     return torch.cat(images), {"samples": samples, "batch_index": list(range(len(samples)))}

@@ -3,7 +3,7 @@
 import comfy.sd
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
+from torch.nn.functional import interpolate, pad
 
 
 def encode_picture(vae: comfy.sd.VAE, image: Tensor) -> Tensor:
@@ -26,7 +26,7 @@ def encode_picture(vae: comfy.sd.VAE, image: Tensor) -> Tensor:
 def decode_picture(vae: comfy.sd.VAE, latent: Tensor, height: int, width: int) -> Tensor:
     """The picture (B, height, width, 3) in [0, 1], cropped to the size it had before encode_picture.
 
-    Raises ValueError for a missing VAE and for a latent that is not finite.
+    Raises ValueError for a missing VAE, and for a latent or a picture that is not finite.
     """
     _require(vae)
     if not torch.isfinite(latent).all():
@@ -34,7 +34,26 @@ def decode_picture(vae: comfy.sd.VAE, latent: Tensor, height: int, width: int) -
             "Sampling ended in values that are not numbers. Lower cfg or the guidance strength, "
             "or run the model in higher precision."
         )
-    return vae.decode(latent)[:, :height, :width]
+    picture = vae.decode(latent)[:, :height, :width]
+    if not torch.isfinite(picture).all():
+        raise ValueError(
+            "The VAE decoded the result to values that are not numbers. "
+            "Run the VAE in higher precision (--fp32-vae or --bf16-vae)."
+        )
+    return picture
+
+
+def scaled_down(pictures: Tensor, longest: int) -> Tensor:
+    """The pictures (B, H, W, C) in [0, 1] with the longer side at most `longest` pixels; smaller ones as they are.
+
+    0 leaves every size. The aspect is kept, to a pixel.
+    """
+    height, width = pictures.shape[1:3]
+    longer = max(height, width)
+    if longest == 0 or longer <= longest:
+        return pictures
+    size = [max(1, round(side * longest / longer)) for side in (height, width)]
+    return interpolate(pictures.movedim(-1, 1), size, mode="bicubic", antialias=True).clamp(0, 1).movedim(1, -1)
 
 
 def pad_mask(mask: Tensor, vae: comfy.sd.VAE) -> Tensor:

@@ -10,6 +10,7 @@ from ..guidance.crops import crop_square, square_around
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.reference import ReferenceEncoder
 from .clip_pairs import prepare_pictures
+from .inversion import POOLED_WIDTH
 
 CROP_MARGIN = 1.15
 
@@ -56,6 +57,11 @@ def null_token(encoder: ReferenceEncoder) -> Tensor:
     return encoder.null.detach().float().cpu().clone()
 
 
+def no_pooled(rows: int) -> Tensor:
+    """What SDXL reads of a text beside its tokens, where there is no text: zeros (rows, 1280). Others do not look."""
+    return torch.zeros(rows, POOLED_WIDTH)
+
+
 def reference_conditioning(
     encoder: ReferenceEncoder,
     vision: comfy.clip_vision.ClipVisionModel,
@@ -64,9 +70,9 @@ def reference_conditioning(
 ) -> tuple[list, list]:
     """Positive and negative CONDITIONING, one row a reference, which the sampler pairs with the rows of its batch.
 
-    reference: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W), 1 on the thing: it is cut out with a little room around
-    it, as in training; without one the whole picture is the reference. Raises ValueError for parts that do not go
-    together, an empty mask, and values that are not numbers.
+    reference: (B, H, W, 3) in [0, 1]. mask: (B or 1, H, W), 1 on the thing: a square around it is cut out, CROP_MARGIN
+    times its longer side, as Train Subject does; without one the whole picture is the reference. Raises ValueError for
+    parts that do not go together, an empty mask, and values that are not numbers.
     """
     require_pair(encoder, vision)
     pictures = reference[..., :3].movedim(-1, 1).float()
@@ -75,7 +81,9 @@ def reference_conditioning(
     if mask is not None:
         pictures = _cut_out(pictures, fit_mask(mask, *pictures.shape[-2:]), vision.image_size)
     tokens = encode_pooled(encoder, pooled_states(vision, pictures))
-    return [[tokens, {}]], [[null_token(encoder).expand_as(tokens).clone(), {}]]
+    silence = null_token(encoder).expand_as(tokens).clone()
+    positive, negative = ([[one, {"pooled_output": no_pooled(len(one))}]] for one in (tokens, silence))
+    return positive, negative
 
 
 def _cut_out(pictures: Tensor, mask: Tensor, size: int) -> Tensor:

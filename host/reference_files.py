@@ -41,6 +41,8 @@ _DIFFUSERS = {
     "down": "mapper.blocks.{}.ff.net.2",
 }
 _DIFFUSERS_HEAD = {"norm": "final_layer_norm", "projection": "proj_out"}
+# Where whole checkpoints of SD1, SD2 and SDXL hold their text encoders.
+_TEXT_ENCODERS = ("cond_stage_model.transformer.text_model.", "cond_stage_model.model.", "conditioner.embedders.")
 _KINDS = ("weight", "bias")
 _FORMATS = (("learnable_vector", _LDM, _LDM_HEAD), ("uncond_vector", _DIFFUSERS, _DIFFUSERS_HEAD))
 
@@ -143,9 +145,13 @@ def load_reference_files(model_file: str, encoder_file: str, order: str) -> tupl
 
 def _recognised_order(model_path: str, encoder: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Paint-by-Example's own files hold its learned vector; a projection of ours says what its model reads."""
+    vectors = {vector for vector, _, _ in _FORMATS}
+    with safe_open(model_path, "pt") as file:
+        names = set(file.keys())
+    # A model that comes with a text encoder is none of Paint-by-Example's, whatever the encoder's file is of.
+    if not vectors & names and any(name.startswith(_TEXT_ENCODERS) for name in names):
+        return "host"
     told = tuple(metadata.get(CHANNELS, "").split())
     if told in _KEYS.values():
         return next(order for order, keys in _KEYS.items() if keys == told)
-    with safe_open(model_path, "pt") as file:
-        names = {*file.keys(), *encoder}
-    return "paint-by-example" if any(vector in names for vector, _, _ in _FORMATS) else "host"
+    return "paint-by-example" if vectors & {*names, *encoder} else "host"

@@ -11,6 +11,8 @@ from ..attention.saliency import soften
 from ..attention.salient_sources import BORDER, CALIBRATED, READINGS, RECEIVED
 from ..guidance.masks import dilate, erode, fit_mask
 from .attention_layers import require_readable
+from .branches import require_own_text
+from .decoders import require_fit
 from .inversion import empty_conditioning
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, self_attention_map, word_maps
@@ -39,9 +41,10 @@ def saliency_scores(
 
     image: (B, H, W, 3). self-attention: O of Spin, mean 1. The calibrated one and attention to the border: standard
     deviations above the picture's mean. words: the map of the words, from its least value, in halves of its greatest;
-    an empty prompt is the words alone.
+    an empty prompt is the words alone. Raises ValueError for a text or a VAE of another family than the model's.
     """
     require_readable(model)
+    require_fit(vae, model.model.latent_format)
     layer = AUTO_LAYER[source] if layer == "auto" else layer
     if source == "words":
         prompt = prompt if prompt.strip() else words
@@ -49,6 +52,7 @@ def saliency_scores(
         conditioning = encode_text(clip, prompt)
     else:
         conditioning = positive or empty_conditioning(model)
+    require_own_text(model, conditioning)
     latents = encode_picture(vae, image)
     layers = chosen_layers(model, latents, layer)
     progress = comfy.utils.ProgressBar(len(latents))

@@ -11,8 +11,9 @@ from ..training.subject import draw_rows
 from ..training.subject_settings import SubjectSettings
 from .fingerprints import tensors_id
 from .subject_folder import PictureFolder
+from .subject_photos import Photo
 from .subject_telling import Condition
-from .subject_views import Item, Photo, Views, views_each
+from .subject_views import Item, Views, views_each
 
 # Views of a folder in memory at a time.
 STRETCH = 128

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..guidance.masks import fit_mask
 from ..training.mask_augmentation import Sides
-from .subject_views import Photo
+from .subject_photos import Photo
 
 logger = logging.getLogger("inlay")
 

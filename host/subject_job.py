@@ -15,26 +15,29 @@ from torch import Tensor
 
 from ..training.subject import NotANumber, SubjectTraining
 from ..training.subject_settings import SubjectSettings
-from .cancelled import keep_pictures
+from .cancelled import keep_pictures, while_cancelling
 from .fingerprints import patcher_id, patches_id, weights_id
 from .inpaint_channels import takes_masked_image
 from .lora_files import Lora, base_metadata
 from .lora_training import TrainableLora
 from .models import model_id, prediction_kind
+from .notice import show_sentence
 from .reference_conditioning import require_pair
 from .subject_checkpoint import SubjectCheckpoint
 from .subject_data import FolderSource, PhotoSource, Source, SubjectData
 from .subject_folder import PictureFolder
 from .subject_loop import SubjectLoop, Trainable
+from .subject_photos import Photo
 from .subject_projection import projection_tensors, trainable_projection
 from .subject_telling import Teller, read_prompts, require_width, tell_by_references, tell_by_texts
-from .subject_views import Item, Photo, make_views
+from .subject_views import Item, make_views
 
 logger = logging.getLogger("inlay")
 
 PREVIEWED = 8
 # Seconds between checkpoints.
 KEPT_EVERY = 300.0
+ONE_PHOTO = "There is one photo only: the subject is learned in that pose and light. 2 to 4 are better."
 
 
 class PhotoSet(Protocol):
@@ -92,7 +95,8 @@ class SubjectJob:
         self.checkpoint = SubjectCheckpoint(name, settings, self.source.fingerprint() | self._parts())
         # Every weight of a UNet would be gigabytes each time.
         self.keeps, self.kept_at = trainable is None, time.monotonic()
-        self.loop = SubjectLoop(model, self.trainable, self.training, settings, self.source.groups, self._keep)
+        remark = ONE_PHOTO if len(own) == 1 else ""
+        self.loop = SubjectLoop(model, self.trainable, self.training, settings, self.source.groups, self._keep, remark)
 
     def run(self) -> None:
         """All steps that are left."""
@@ -104,16 +108,20 @@ class SubjectJob:
             for data, end in self._stretches():
                 loop.run(data, end)
         except comfy.model_management.InterruptProcessingException:
-            self.stop()
+            with while_cancelling():
+                self.stop()
             if loop.data is not None:
-                keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
+                with while_cancelling():
+                    keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
             raise
         except Exception as error:
             self.stop(diverged=isinstance(error, NotANumber))
             raise
         if self.folder is not None and self.folder.broken:
-            names = ", ".join(list(self.folder.broken.values())[:PREVIEWED])
-            logger.warning("%d of %d pictures could not be read: %s", len(self.folder.broken), len(self.folder), names)
+            broken = list(self.folder.broken.values())
+            more = ", ..." if len(broken) > PREVIEWED else ""
+            names = ", ".join(broken[:PREVIEWED])
+            show_sentence(f"{len(broken)} of {len(self.folder)} pictures could not be read: {names}{more}")
 
     def stop(self, diverged: bool = False) -> None:
         """Keeps what there is, and says so."""
@@ -178,7 +186,7 @@ class SubjectJob:
             told = list(dict.fromkeys(texts))
             condition = tell_by_texts(teller, told)
             context_of = torch.tensor([told.index(text) for text in texts])
-        require_width(self.model, condition)
+        require_width(self.model, condition.contexts)
         return SubjectData(views, condition, context_of)
 
     def _metadata(self) -> dict[str, str]:

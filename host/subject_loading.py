@@ -13,12 +13,18 @@ from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
 from .adapter_hooks import inject
-from .lora_files import require_base
+from .lora_files import patched_otherwise, require_base
+from .notice import show_sentence
 from .reference_conditioning import reference_conditioning
 from .subject_projection import has_projection, load_projection, without_projection
+from .subject_telling import require_width
 from .tokens import encode_text
 
 WAYS = ("weights", "bypass")
+OTHER_LORAS = (
+    "The subject was trained on its base with LoRAs on it, and this model does not have just these. "
+    "Load the same ones before it, each with the same strength."
+)
 
 
 def load_subject(
@@ -27,12 +33,14 @@ def load_subject(
     """A clone of the model with the LoRA on it; at strength 0 a clone without any patch.
 
     way: `weights` adds it to the weights, as the host's own loader does; `bypass` adds its output to the layers'
-    outputs, which a quantised base needs whose weights cannot be added to. Raises ValueError for a LoRA of another
-    base.
+    outputs, which a quantised base needs whose weights cannot be added to. Says so where the base had other LoRAs on it
+    in training. Raises ValueError for a LoRA of another base.
     """
     require_base(model, lora, other_weights)
     if strength == 0:
         return model.clone()
+    if patched_otherwise(model, lora):
+        show_sentence(OTHER_LORAS)
     tensors = comfy.lora_convert.convert_lora(without_projection(lora))
     loaded = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
     if not loaded:
@@ -51,6 +59,7 @@ def load_subject(
 
 
 def subject_conditioning(
+    model: ModelPatcher,
     lora: Mapping[str, Tensor],
     encoder: ReferenceEncoder | None,
     vision: comfy.clip_vision.ClipVisionModel | None,
@@ -61,16 +70,18 @@ def subject_conditioning(
     """Positive and negative: the reference, cut out by its mask if there is one, or the prompt it was trained under.
 
     A projection that was trained with the subject takes the encoder's place. Where neither can be made, what depends on
-    them is not run, and says why.
+    them is not run, and says why. Raises ValueError where the model does not read such tokens.
     """
     if reference is not None:
         if has_projection(lora):
             encoder = load_projection(lora)
-        return reference_conditioning(encoder, vision, reference, mask)
+        told = reference_conditioning(encoder, vision, reference, mask)
+        require_width(model, told[0][0][0])
+        return told
     prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
     if clip is not None and prompt:
         return encode_text(clip, prompt), encode_text(clip, "")
-    told = "reference and clip_vision" if has_projection(lora) else "reference, reference_encoder and clip_vision"
-    needed = "clip" if prompt else told
+    parts = "reference and clip_vision" if has_projection(lora) else "reference, reference_encoder and clip_vision"
+    needed = "clip" if prompt else parts
     blocked = ExecutionBlocker(f"Load Subject: connect {needed} to use positive and negative.")
     return blocked, blocked

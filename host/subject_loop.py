@@ -15,13 +15,15 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from ..attention.saliency import column_sums, mean_map, resize_map
+from ..attention.saliency import resize_map
+from ..attention.salient_sources import BORDER, joined_map, layer_map
 from ..training.saliency_focus import saliency_focus
 from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
 from ..training.subject_settings import SNR_CAP, SubjectSettings
 from .activations import backward_factor
 from .attention_capture import Seen, watch_attention
 from .backward_room import make_room
+from .concept_masks import AUTO_THRESHOLD
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .lora_training import count_parameters
 from .models import prediction_kind
@@ -62,9 +64,11 @@ class SubjectLoop:
         settings: SubjectSettings,
         groups: list[Tensor],
         after_step: Callable[[], None] = lambda: None,
+        remark: str = "",
     ) -> None:
+        """remark: said with what the run is going to take."""
         self.model, self.trainable, self.training, self.settings = model, trainable, training, settings
-        self.groups, self.after_step = groups, after_step
+        self.groups, self.after_step, self.remark = groups, after_step, remark
         self.prepared: ModelPatcher | None = None
         self.prediction = prediction_kind(model)
         self.last = groups[0][:1]
@@ -74,14 +78,13 @@ class SubjectLoop:
 
     def run(self, data: SubjectData, end: int) -> None:
         """Trains up to step `end` on this part of the data set, on the parameters in place."""
-        first = self.data is None
         self.data, self.end = data, end
-        if first:
-            self.last = self.groups[0][:1] if data.rows is None else data.rows[:1]
+        # What a cancel before the next draw shows has to be in the data at hand.
+        self.last = self.groups[0][:1] if data.rows is None else data.rows[:1]
         self.prepared = self.prepared or self._prepare()
         model, settings, condition = self.prepared, self.settings, data.condition
-        if settings.loss != "plain" and data.views.subject is None:
-            layers = chosen_layers(model, data.views.latents[:1], AUTO_LAYER["self-attention"])
+        if settings.loss != "plain" and not data.views.all_told:
+            layers = chosen_layers(model, data.views.latents[:1], AUTO_LAYER[BORDER])
             model = watch_attention(model, layers, self._see, "self", rows=None)
         guider = comfy.samplers.CFGGuider(model)
         extra = {} if condition.empty_pooled is None else {"pooled_output": condition.empty_pooled}
@@ -159,7 +162,7 @@ class SubjectLoop:
         views = min(sum(map(len, self.groups)), settings.steps * settings.accumulation * len(draw.rows))
         show_sentence(
             f"Training {count:,} parameters (a file of {count * 4 / 1e6:.1f} MB) on {views} views "
-            f"for {steps} steps: about {memory / 1e9:.1f} GB of memory and {minutes:.1f} minutes."
+            f"for {steps} steps: about {memory / 1e9:.1f} GB of memory and {minutes:.1f} minutes. {self.remark}".strip()
         )
 
     @contextmanager
@@ -188,17 +191,24 @@ class SubjectLoop:
         losses = noise_losses(denoised, clean, sigma, self.prediction, weights)
         if settings.loss == "plain":
             return losses
-        salient = self._salient(clean) if cells is None else cells
+        salient = self._salient(clean, cells, self.data.at(draw.rows))
         return losses + settings.focus_weight * saliency_focus(denoised, clean, salient, sigma, SNR_CAP)
 
     def _see(self, seen: Seen) -> None:
-        self.seen.append(column_sums(seen.queries, seen.keys, seen.heads).unflatten(1, seen.grid))
+        self.seen.append(layer_map(BORDER, seen.queries, seen.keys, seen.heads, seen.grid))
 
-    def _salient(self, clean: Tensor) -> Tensor:
-        """S of the forward just made, (B, 1, h, w): what receives more attention than the average."""
+    def _salient(self, clean: Tensor, cells: Tensor | None, rows: Tensor) -> Tensor:
+        """S (B, 1, h, w): the mask's cells, and in rows without a mask what stands out from the picture's border by
+        attention in the forward just made. rows: (B,), places in the data at hand.
+        """
+        told = self.data.views.told_at(rows)
+        if told.all():
+            return cells
         if not self.seen:
             raise ValueError(BLIND)
-        return (resize_map(mean_map(self.seen), *clean.shape[-2:]) >= 1).float()[:, None]
+        seen = resize_map(joined_map(BORDER, self.seen), *clean.shape[-2:]) >= AUTO_THRESHOLD
+        seen = seen.float()[:, None]
+        return seen if cells is None else torch.where(told.view(-1, 1, 1, 1).to(seen.device), cells, seen)
 
     def _draw(self, part: int) -> Draw:
         settings = self.settings

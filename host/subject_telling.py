@@ -12,7 +12,7 @@ from torch import Tensor
 from ..guidance.reference import ReferenceEncoder
 from .concept_region_patch import stack_contexts
 from .gradients import ordinary
-from .reference_conditioning import encode_pooled, null_token, pooled_states
+from .reference_conditioning import encode_pooled, no_pooled, null_token, pooled_states
 from .tokens import encode_text
 
 
@@ -63,7 +63,8 @@ def tell_by_references(
     states = pooled_states(teller.vision, torch.stack(list(references)))
     encoder = teller.encoder if projection is None else projection
     tokens, empty = encode_pooled(encoder, states), null_token(encoder)
-    return Condition(tokens, empty, projection=projection, states=None if projection is None else ordinary(states))
+    learned = None if projection is None else ordinary(states)
+    return Condition(tokens, empty, no_pooled(len(tokens)), no_pooled(1), projection, learned)
 
 
 def tell_by_texts(teller: Teller, texts: Sequence[str]) -> Condition:
@@ -89,9 +90,9 @@ def read_prompts(text: str, photos: int) -> list[str]:
     return lines * photos if len(lines) == 1 else lines
 
 
-def require_width(model: ModelPatcher, condition: Condition) -> None:
-    """Raises ValueError where the model does not read such contexts."""
-    wanted, found = model.model.model_config.unet_config.get("context_dim"), condition.contexts.shape[-1]
+def require_width(model: ModelPatcher, contexts: Tensor) -> None:
+    """Raises ValueError where the model does not read such contexts (..., C)."""
+    wanted, found = model.model.model_config.unet_config.get("context_dim"), contexts.shape[-1]
     if wanted != found:
         raise ValueError(
             f"The condition has {found} values a token and {type(model.model).__name__} takes {wanted}. "

@@ -1,6 +1,5 @@
 """Training a subject from a few photos as a LoRA on the user's own MODEL."""
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,8 @@ from ..training.subject_settings import SubjectSettings
 from .gradients import ordinary
 from .lora_files import Lora, lora_name, save_lora
 from .subject_job import SubjectJob
+from .subject_photos import BoxValue, Photo, read_photos
 from .subject_telling import Teller
-from .subject_views import BoxValue, Photo, read_photos
-
-logger = logging.getLogger("inlay")
 
 PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 
@@ -23,8 +20,8 @@ PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 @dataclass(frozen=True)
 class Photos:
     """images: IMAGE batches of any sizes. masks: MASK batches, one mask a photo. boxes: what a BOUNDING_BOX socket
-    carries, once or once a photo. class_images: other things of the subject's kind, for prior preservation. folder:
-    inside the host's input folder, instead of images.
+    carries, once, once a photo or once a batch of photos. class_images: other things of the subject's kind, for prior
+    preservation. folder: inside the host's input folder, instead of images.
     """
 
     images: Sequence[Tensor] = ()
@@ -40,8 +37,6 @@ class Photos:
                 raise ValueError("There are photos and a folder to train on. Connect photos, or name a folder.")
             return [], []
         own = read_photos(ordinary(list(self.images)), ordinary(list(self.masks)), self.boxes, needed)
-        if len(own) == 1:
-            logger.warning("There is one photo only: the subject is learned in that pose and light. 2 to 4 are better.")
         if not self.class_images:
             return own, []
         return own, read_photos(ordinary(list(self.class_images)), (), None, False)

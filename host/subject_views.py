@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from ..attention.boxes import Box, bounding_box, box_mask, boxes_per_image
 from ..guidance.crops import Square, crop_square, square_around
-from ..guidance.masks import fit_mask, latent_mask
-from ..training.mask_augmentation import Sides, draw_hole, draw_square
+from ..guidance.masks import latent_mask
+from ..training.mask_augmentation import draw_hole, draw_square
 from ..training.reference_augmentation import augment_reference
 from ..training.subject_settings import SubjectSettings
 from .inpaint_channels import GREY, inpaint_channels
 from .pictures import encode_picture
 from .reference_conditioning import CROP_MARGIN
+from .subject_photos import Photo
 
 CHUNK = 8
 # Of what is shown, so that a thousand views fit in memory.
@@ -26,73 +26,28 @@ SHOWN_SIDE = 256
 
 
 @dataclass(frozen=True)
-class Photo:
-    """picture: (H, W, 3). mask: (H, W), 1 on the subject; None where nobody said where it is. place: a box instead."""
-
-    picture: Tensor
-    mask: Tensor | None
-    place: Sides | None = None
-
-    @property
-    def box(self) -> Sides | None:
-        if self.place is not None or self.mask is None:
-            return self.place
-        found = bounding_box(self.mask >= self.mask.max() / 2)
-        return Sides(found["x"], found["y"], found["x"] + found["width"], found["y"] + found["height"])
-
-
-@dataclass(frozen=True)
 class Views:
     """N rows. latents: (N, 4, h, w) as VAE.encode returns them. channels: what an inpainting model reads besides, by
     the host's names. subject: (N, 1, h, w), how much of each cell it covers; None without masks. shown: (N, S, k S, 3)
-    bytes, the square, the same with its hole, and its reference, as far as there are any, S at most SHOWN_SIDE.
+    bytes, the square, the same with its hole, and its reference, as far as there are any, S at most SHOWN_SIDE. told:
+    (N,), whether a mask says where the subject is, which else covers all cells; None where it does in every row.
     """
 
     latents: Tensor
     channels: dict[str, Tensor]
     subject: Tensor | None
     shown: Tensor
+    told: Tensor | None = None
 
+    def told_at(self, rows: Tensor) -> Tensor:
+        """(B,), whether a mask says in these rows where the subject is."""
+        if self.told is not None:
+            return self.told[rows]
+        return torch.full((len(rows),), self.subject is not None)
 
-BoxValue = Box | Sequence[Box] | Sequence[Sequence[Box]]
-
-
-def read_photos(
-    images: Sequence[Tensor], masks: Sequence[Tensor], boxes: Sequence[BoxValue] | None, needed: bool
-) -> list[Photo]:
-    """images: IMAGE batches of any sizes. masks: MASK batches, one mask a photo or one for all. boxes: what a
-    BOUNDING_BOX socket carries, once or once a photo, used where there are no masks; of several for a photo the largest
-    counts. needed: whether the subject's place has to be known. Raises ValueError with what to do.
-    """
-    pictures = [picture[..., :3].float().cpu() for batch in images for picture in batch]
-    if not pictures:
-        raise ValueError("There is no photo. Connect at least one picture of the subject.")
-    if any(not torch.isfinite(picture).all() for picture in pictures):
-        raise ValueError("A photo holds values that are not numbers. Check the node that made it.")
-    found: list[Tensor | None] = [None] * len(pictures)
-    given = [mask.float().cpu() for batch in masks for mask in batch.reshape(-1, *batch.shape[-2:])]
-    if given:
-        if len(given) not in (1, len(pictures)):
-            raise ValueError(f"There are {len(given)} masks for {len(pictures)} photos. Give one mask for each photo.")
-        each = given * len(pictures) if len(given) == 1 else given
-        found = [fit_mask(mask, *one.shape[:2])[0] for mask, one in zip(each, pictures, strict=True)]
-    elif boxes is not None:
-        value = boxes[0] if len(boxes) == 1 else [[one] if isinstance(one, dict) else one for one in boxes]
-        lists = boxes_per_image(value, len(pictures))
-        if [] in lists:
-            raise ValueError(
-                f"There is no box for photo {lists.index([]) + 1} of {len(pictures)}. Find one there, or paint a mask."
-            )
-        largest = [max(one, key=lambda box: box["width"] * box["height"]) for one in lists]
-        found = [box_mask([box], *picture.shape[:2]) for box, picture in zip(largest, pictures, strict=True)]
-    elif needed:
-        raise ValueError(
-            "Nothing says where the subject is. Connect masks, or boxes, as Find Box and Mask Salient Part make them."
-        )
-    for number, mask in enumerate(found, 1):
-        if mask is not None and not mask.any():
-            raise ValueError(f"Mask {number} of {len(found)} shows no subject. Paint the subject white in it.")
-    return [Photo(picture, mask) for picture, mask in zip(pictures, found, strict=True)]
+    @property
+    def all_told(self) -> bool:
+        return bool(self.told_at(torch.arange(len(self.latents))).all())
 
 
 @dataclass(frozen=True)
@@ -123,8 +78,9 @@ def make_views(
 
     holes: whether the model reads a masked picture. refer: takes the reference (3, size, size) of each view in turn.
     """
-    squares, side, told = _Squares(vae, holes), settings.resolution, False
+    squares, side = _Squares(vae, holes), settings.resolution
     rows: list[int] = []
+    told: list[bool] = []
     references: list[Tensor] = []
     # Views that differ in their references alone are encoded once.
     kinds: dict[tuple[int, Square, bytes], int] = {}
@@ -137,12 +93,12 @@ def make_views(
         if kind not in kinds:
             kinds[kind] = squares.add(*_cut(item.photo, square, side), cut)
         rows.append(kinds[kind])
-        told = told or item.photo.mask is not None
+        told.append(item.photo.mask is not None)
         if refer is not None:
             reference = _reference(item.photo, settings, size, generator)
             references.append(_shown(reference[None], side)[0])
             refer(reference)
-    return squares.views(torch.tensor(rows), references, told)
+    return squares.views(torch.tensor(rows), references, torch.tensor(told))
 
 
 class _Squares:
@@ -164,8 +120,8 @@ class _Squares:
             self._encode()
         return self.count - 1
 
-    def views(self, rows: Tensor, references: Sequence[Tensor], told: bool) -> Views:
-        """rows: (N,), the square of each view. references: of each view, as bytes. told: whether the subjects are."""
+    def views(self, rows: Tensor, references: Sequence[Tensor], told: Tensor) -> Views:
+        """rows: (N,), the square of each view. references: of each view, as bytes. told: (N,), as of Views."""
         self._encode()
         shown = [torch.cat(self.shown)[rows]]
         if references:
@@ -174,8 +130,9 @@ class _Squares:
         return Views(
             torch.cat(self.latents)[rows],
             {name: torch.cat([one[name] for one in self.channels])[rows] for name in names},
-            torch.cat(self.subjects)[rows] if told else None,
+            torch.cat(self.subjects)[rows] if told.any() else None,
             torch.cat(shown, 2),
+            told,
         )
 
     def _encode(self) -> None:

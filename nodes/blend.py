@@ -11,6 +11,8 @@ from .widgets import cfg_widget, scheduler_widget, seed_widget
 # Widgets that mean here what they mean at the two nodes this one is made of.
 _OF_GUIDANCE = ("strength", "mode", "augmentations", "view", "strength_unit", "distance", "range_weight", "mix")
 _OF_PAINT = ("feather", "colour_match", "at_once", "eta", "progressive")
+# Behind all others: a saved graph keeps its widgets' values by their order.
+_OF_PAINT_LAST = ("repeats", "start")
 
 
 def _widgets(node: type[io.ComfyNode], names: tuple[str, ...]) -> list[io.Input]:
@@ -43,7 +45,8 @@ class Blend(io.ComfyNode):
                     "text",
                     default="",
                     multiline=True,
-                    tooltip="What the place should show. Empty: what is there is removed.",
+                    tooltip="What the place should show. Empty: what is there is removed; then say at `positive` what "
+                    "the place shows without it.",
                 ),
                 io.Combo.Input(
                     "algorithm",
@@ -104,6 +107,7 @@ class Blend(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="Noise levels to use instead of steps, scheduler and denoise."
                 ),
+                *_widgets(Paint, _OF_PAINT_LAST),
             ],
             outputs=[
                 io.Image.Output("images", display_name="images", tooltip="The best candidates, best first."),

@@ -41,7 +41,8 @@ class LoadSubject(io.ComfyNode):
                 io.Mask.Input(
                     "reference_mask",
                     optional=True,
-                    tooltip="White on the subject: it is cut out of a larger picture, as in training.",
+                    tooltip="White on the subject: a square around it, 1.15 times its longer side, is cut out of a "
+                    "larger picture, as Train Subject does.",
                 ),
                 io.Clip.Input(
                     "clip",
@@ -85,8 +86,9 @@ class LoadSubject(io.ComfyNode):
         if lora is None and lora_file == CONNECTED:
             raise ValueError("There is no subject to load. Connect lora, or choose a lora_file.")
         lora = read_lora(lora_file) if lora is None else lora
-        conditioning = subject_conditioning(lora, reference_encoder, clip_vision, reference, clip, reference_mask)
-        return io.NodeOutput(load_subject(model, lora, strength, way, other_weights), *conditioning)
+        patched = load_subject(model, lora, strength, way, other_weights)
+        parts = reference_encoder, clip_vision, reference, clip, reference_mask
+        return io.NodeOutput(patched, *subject_conditioning(model, lora, *parts))
 
 
 NODES = [LoadSubject]

@@ -25,7 +25,8 @@ class ReferenceConditioning(io.ComfyNode):
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="White on the thing: it is cut out of a larger picture, as in training.",
+                    tooltip="White on the thing: a square around it, 1.15 times its longer side, is cut out of a "
+                    "larger picture, as Train Subject does.",
                 ),
             ],
             outputs=[
@@ -70,7 +71,8 @@ class LoadReferenceModel(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Of the extra channels. paint-by-example: masked picture, then a mask that is 1 where "
-                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: by what the files hold.",
+                    "it is kept. host: mask, 1 where it is filled, then masked picture. auto: by what the files hold; "
+                    "a checkpoint with a text encoder is the host's.",
                 ),
             ],
             outputs=[

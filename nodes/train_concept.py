@@ -1,8 +1,9 @@
 from comfy_api.latest import io
 
 from ..host.attention_layers import LAYERS
+from ..host.concept_masks import MASK_SOURCES
 from ..host.concept_text import SLOT
-from ..host.concept_training import MASK_SOURCES, PRECISIONS, learn_concept
+from ..host.concept_training import PRECISIONS, learn_concept
 from ..host.embedding_files import IF_EXISTS
 from ..training.concept import ConceptSettings
 from ..training.objectives import OBJECTIVES
@@ -90,9 +91,9 @@ class TrainConcept(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="What the focus takes for salient. auto: your masks, else self-attention. self-attention: "
-                    "of each training forward (paper). calibrated: turned so that the border is background. attention "
-                    "to the border: what attends least to it.",
+                    tooltip="What the focus takes for salient, read from each training forward. auto: your masks, else "
+                    "attention to the border. self-attention: what receives most (paper). calibrated: that, turned so "
+                    "that the border is background. attention to the border: what attends least to it.",
                 ),
                 io.Combo.Input(
                     "layer",
@@ -100,19 +101,20 @@ class TrainConcept(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="Where self-attention is read. auto: the middle block; 16x16 when calibrated; 16x16 "
-                    "decoder for the border.",
+                    tooltip="Where attention is read. auto: 16x16 decoder for the border; the middle block for "
+                    "self-attention, as in the paper; 16x16 when calibrated.",
                 ),
                 io.Float.Input(
                     "threshold",
-                    default=1.0,
-                    min=0.01,
+                    default=0.0,
+                    min=0.0,
                     max=10.0,
                     step=0.01,
                     optional=True,
                     advanced=True,
                     tooltip="Gamma: salient is what receives at least this many times the average attention; "
-                    "calibrated and border, what lies this many deviations above it.",
+                    "calibrated and border, what lies this many deviations above it. 0: 1.25 for auto, 1 for the "
+                    "others.",
                 ),
                 io.Float.Input(
                     "weight",
@@ -195,6 +197,18 @@ class TrainConcept(io.ComfyNode):
                     optional=True,
                     advanced=True,
                     tooltip="Go on where a cancelled or failed run of the same name, settings and pictures stopped.",
+                ),
+                # Last: saved graphs hold the widgets' values in their order.
+                io.Int.Input(
+                    "resolution",
+                    default=512,
+                    min=0,
+                    max=16384,
+                    step=64,
+                    optional=True,
+                    advanced=True,
+                    tooltip="Longer side in pixels to which larger pictures and their masks are scaled down; smaller "
+                    "ones stay. 512 for SD1.x, 1024 for SDXL. 0: every size as it is.",
                 ),
             ],
             outputs=[

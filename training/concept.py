@@ -69,9 +69,11 @@ def initial_vectors(table: Tensor, tokens: int, word: Tensor | None, generator: 
 @dataclass(frozen=True)
 class ConceptSettings:
     """objective: of OBJECTIVES. template: the text it is learned in, {} for the concept, one line or one a picture.
-    weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus. threshold: gamma. mask_source: of
-    MASK_SOURCES; auto takes masks where there are some. precision: of the UNet. at_once: examples in one
-    forward, 0 for as many of a step's as fit. preview_every: steps, 0 for none.
+    weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus. mask_source: of MASK_SOURCES; auto
+    takes masks where there are some, else the attention to the border. threshold: gamma, 0 for what suits auto and 1
+    for the other sources. precision: of the UNet. at_once: examples in one forward, 0 for as many of a step's as fit.
+    preview_every: steps, 0 for none. resolution: of the longer side in pixels, to which larger pictures are scaled
+    down, 0 for any size.
     """
 
     objective: str = "saliency focus"
@@ -88,13 +90,14 @@ class ConceptSettings:
     norm: bool = False
     mask_source: str = "auto"
     layer: str = "auto"
-    threshold: float = 1.0
+    threshold: float = 0.0
     flips: bool = True
     seed: int = 0
     precision: str = "auto"
     checkpointing: bool = False
     preview_every: int = 25
     resume: bool = True
+    resolution: int = 512
 
 
 class _NotFinite(ValueError):

@@ -8,8 +8,9 @@ Each is learned in a sentence that names the reference's style and background, a
 place's. The rows "alone in its text" are the paper's: the concept is all that its prompts say.
 
 Saliency focus comes with each source of its mask: the paper's, the calibrated one, attention to the border, that of the
-word `thing`, and the true mask as the ceiling. Layers and thresholds but the paper's are chosen on tuning seeds as in
-the suite `saliency`, with the same weights. A run with --tuning shows other learning rates as well.
+word `thing`, and the true mask as the ceiling. Attention to the border is set as in the shipped workflow; the claims
+are about that row. Layers and thresholds of the others but the paper's are chosen on tuning seeds as in the suite
+`saliency`, with the same weights. A run with --tuning shows other learning rates as well.
 """
 
 from dataclasses import dataclass, replace
@@ -39,6 +40,7 @@ from ..spin_parts import judge_trust
 from ..study import Study, Suite
 from .concept_task import JUDGES, Likeness, Task, draw_task
 from .saliency import TUNING_SEEDS, Option, choose
+from .spin import concept_settings
 
 STEPS = (20, 60, 100, 150, 200)
 CANDIDATES = 2
@@ -58,14 +60,14 @@ FOCUS = "saliency focus"
 WORD_MASK, TRUE_MASK = f"{FOCUS}, mask of a word", f"{FOCUS}, true mask"
 CALIBRATED, BORDER = f"{FOCUS}, calibrated", f"{FOCUS}, attention to the border"
 FOCI = {
-    FOCUS: ConceptSettings(mask_source="self-attention"),
+    FOCUS: ConceptSettings(mask_source="self-attention", threshold=1.0),
     CALIBRATED: ConceptSettings(mask_source="calibrated self-attention"),
     BORDER: ConceptSettings(mask_source="attention to the border"),
     WORD_MASK: ConceptSettings(mask_source="masks"),
     TRUE_MASK: ConceptSettings(mask_source="masks"),
 }
 ALONE = {f"{FOCUS} alone, true mask": ConceptSettings(objective="saliency focus alone", mask_source="masks")}
-# The focus that the claims are about, and that the workflow learns with.
+# The focus that the claims are about: the one that the workflow learns with, set as there.
 SHIPPED = BORDER
 
 
@@ -90,12 +92,13 @@ def run(study: Study) -> None:
 
 
 def rows_with(options: dict[str, Option], tuning: bool) -> dict[str, ConceptSettings]:
-    """What is trained, by row. options: where, and above what, each source looks."""
+    """What is trained, by row. options: where, and above what, each source looks but the shipped one."""
     shared = {"init_word": INIT_WORD, "steps": STEPS[-1], "preview_every": 0, "learning_rate": LEARNING_RATE}
     rows = {name: replace(one, **shared) for name, one in {**BASELINES, **FOCI, **ALONE}.items()}
-    for name in (CALIBRATED, BORDER):
-        chosen = options[rows[name].mask_source]
-        rows[name] = replace(rows[name], layer=chosen.layer, threshold=chosen.threshold)
+    chosen, (shipped, _) = options[rows[CALIBRATED].mask_source], concept_settings()
+    rows[CALIBRATED] = replace(rows[CALIBRATED], layer=chosen.layer, threshold=chosen.threshold)
+    where = {name: getattr(shipped, name) for name in ("mask_source", "layer", "threshold")}
+    rows[SHIPPED] = replace(rows[SHIPPED], **where)
     rows |= {f"{name}{BARE}": rows[name] for name in ("multi", SHIPPED)}
     if tuning:
         for name in ("multi", SHIPPED):

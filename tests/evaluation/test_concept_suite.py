@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import inlay.evaluation as evaluation
 import pytest
@@ -12,6 +13,7 @@ from inlay.evaluation.suites.saliency import THRESHOLDS, Option
 from inlay.training.concept import ConceptSettings
 
 SEED = SEEDS["held-out"]
+WORKFLOWS = Path(__file__).resolve().parents[2] / "workflows" / "api"
 
 
 def test_a_task_has_the_subject_before_two_backgrounds():
@@ -96,10 +98,9 @@ def test_the_claims():
 def test_rows_differ_in_what_their_name_says():
     options = {
         "calibrated self-attention": Option("calibrated self-attention", "8x8", (300,), 0.75),
-        "attention to the border": Option("attention to the border", "decoder", (300,), 1.25),
+        "attention to the border": Option("attention to the border", "decoder", (300,), 0.25),
     }
     rows = concept.rows_with(options, tuning=False)
-    assert (rows[concept.BORDER].layer, rows[concept.BORDER].threshold) == ("decoder", 1.25)
     found = rows[concept.CALIBRATED]
     assert (found.mask_source, found.layer, found.threshold) == ("calibrated self-attention", "8x8", 0.75)
     assert rows[concept.FOCUS].layer == "auto" and rows[concept.FOCUS].threshold == 1
@@ -108,6 +109,18 @@ def test_rows_differ_in_what_their_name_says():
     tuned = set(concept.rows_with(options, tuning=True)) - set(rows)
     assert tuned == {f"{name}, rate {rate:g}" for name in ("multi", concept.SHIPPED) for rate in concept.RATES}
     assert isinstance(rows[concept.SHIPPED], ConceptSettings) and concept.SHIPPED in concept.FOCI
+
+
+def test_the_shipped_row_is_set_as_the_shipped_workflows_are():
+    options = {source: Option(source, "8x8", (300,), 0.25) for source in THRESHOLDS}
+    rows = concept.rows_with(options, tuning=True)
+    bare = rows[f"{concept.SHIPPED}{concept.BARE}"]
+    for name in ("image-paint", "learn-concept"):
+        nodes = json.loads((WORKFLOWS / f"{name}.json").read_text()).values()
+        (inputs,) = (node["inputs"] for node in nodes if node["class_type"] == "InlayTrainConcept")
+        assert "masks" not in inputs
+        for setting in ("objective", "mask_source", "layer", "threshold", "learning_rate", "init_word", "steps"):
+            assert getattr(rows[concept.SHIPPED], setting) == getattr(bare, setting) == inputs[setting], setting
 
 
 def test_the_suite(random_world, monkeypatch, tmp_path, capsys):

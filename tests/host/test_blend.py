@@ -16,39 +16,16 @@ from inlay.nodes.clip_guidance import ClipGuidance
 from inlay.nodes.paint import Paint
 from inlay.nodes.rank import Rank
 
+from .blend_setup import IMAGE, MASK, OUTSIDE, TEXT, H, W, defaults, fixture_blend  # noqa: F401
 from .decoder_tuning_setup import assert_untouched, weights
-
-H, W = 64, 72
-IMAGE = torch.rand(1, H, W, 3, generator=torch.Generator().manual_seed(0))
-MASK = torch.zeros(1, H, W)
-MASK[:, 16:35, 24:50] = 1
-OUTSIDE = MASK[0] == 0
-TEXT = "a red star"
-
-
-def defaults(node, **given):
-    """A node's widgets as the page sends them."""
-    widgets = {socket.id: socket.default for socket in node.define_schema().inputs if hasattr(socket, "default")}
-    return {name: value for name, value in widgets.items() if value is not None} | given
-
-
-@pytest.fixture(scope="module")
-def blend(tiny):
-    def run(image=IMAGE, mask=MASK, clip=tiny.clip, clip_vision=tiny.clip_vision, **given):
-        few = {"text": TEXT, "steps": 2, "seed": 3, "candidates": 2, "keep": 0, "augmentations": 1}
-        widgets = defaults(Blend, **{**few, **given})
-        with torch.inference_mode():
-            return Blend.execute(tiny.model, clip, tiny.vae, clip_vision, image, mask, **widgets).result
-
-    return run
 
 
 @pytest.mark.parametrize(
-    "algorithm, condition, progressive",
-    [("ddpm", True, 2), ("ddim", False, 0), ("local", True, 0)],
+    "algorithm, condition, progressive, repeats",
+    [("ddpm", True, 2, 1), ("ddim", False, 0, 2), ("local", True, 0, 1)],
 )
-def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition, progressive):
-    images, scores = blend(algorithm=algorithm, condition=condition, progressive=progressive)
+def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition, progressive, repeats):
+    images, scores = blend(algorithm=algorithm, condition=condition, progressive=progressive, repeats=repeats)
     local = algorithm == "local"
     with torch.inference_mode():
         guided = ClipGuidance.execute(
@@ -62,7 +39,7 @@ def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition
             **defaults(
                 Paint, steps=2, seed=3, candidates=2, cfg=5.0 if condition else 1.0, denoise=0.75, paste="exact",
                 sampler="ddim" if algorithm == "ddim" else "ddpm", background="none" if local else "renoised",
-                progressive=progressive,
+                progressive=progressive, repeats=repeats,
             ),
         ).result[0]  # fmt: skip
         ranked = Rank.execute(painted, tiny.clip_vision, 0, clip=tiny.clip, text=TEXT, mask=MASK).result
@@ -109,6 +86,27 @@ def test_a_conditioning_of_the_users_own_is_what_the_model_is_told(encode, blend
     own = blend(positive=encode("a blue ring"), negative=encode("snow"))[0]
     assert not torch.equal(own, blend()[0])
     assert torch.equal(blend(positive=encode(TEXT), negative=encode(""))[0], blend()[0])
+
+
+def test_later_widgets_stand_behind_those_that_saved_graphs_hold():
+    names = [socket.id for socket in Blend.define_schema().inputs if hasattr(socket, "default")]
+    assert names[-3:] == ["progressive", "repeats", "start"]
+
+
+def test_each_step_is_repeated_as_often_as_asked(blend):
+    for algorithm in ("ddpm", "ddim", "local"):
+        images = [blend(algorithm=algorithm, repeats=number, candidates=1)[0] for number in (1, 2)]
+        assert not torch.equal(*images)
+
+
+def test_at_the_highest_level_the_picture_may_lie_under_the_noise(blend):
+    """Anywhere below there is one anyway, and the start is no question."""
+    for denoise, differ in ((1.0, True), (0.75, False)):
+        surroundings, picture, default = (
+            blend(denoise=denoise, candidates=1, **start)[0]
+            for start in ({"start": "surroundings"}, {"start": "picture"}, {})
+        )
+        assert torch.equal(surroundings, default) and torch.equal(picture, default) != differ
 
 
 def test_a_batch_keeps_the_best_of_each_picture(blend):

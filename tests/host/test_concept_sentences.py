@@ -1,5 +1,7 @@
 """The text that a concept is learned in and painted with: token for token what the host makes of the same words."""
 
+import logging
+
 import pytest
 import torch
 from inlay.host import concept_loop
@@ -33,6 +35,32 @@ def test_the_conditioning_says_the_sentence(learn, host_text):
     assert learned.prompt == "a photo of embedding:lamp in the snow"
     assert torch.equal(text, host_text("a photo of embedding:lamp in the snow"))
     assert not torch.equal(text, host_text("embedding:lamp"))
+
+
+@pytest.mark.parametrize(
+    ("sentence", "prompt"),
+    [
+        ("a photo of {}.", "a photo of embedding:lamp ."),
+        ("{}'s hat", "embedding:lamp 's hat"),
+        ("{};", "embedding:lamp ;"),
+        ('a "{}" sign', 'a " embedding:lamp " sign'),
+        ("red,{},blue", "red, embedding:lamp ,blue"),
+        ("a\t{}\non a beach", "a\t embedding:lamp\non a beach"),
+        ("a {}, striped", "a embedding:lamp, striped"),
+        ("{},", "embedding:lamp,"),
+        ("{}[1]", "embedding:lamp [1]"),
+        ("a \\({}\\)", "a \\( embedding:lamp \\)"),
+        ("a (red:1.4) {}(very striped)", "a (red:1.4) embedding:lamp (very striped)"),
+    ],
+)
+def test_what_is_beside_the_concept_reads_the_same_in_both_outputs(learn, host_text, caplog, sentence, prompt):
+    learned = learn("lamp", sentence=sentence, steps=1)
+    assert learned.prompt == prompt
+    with caplog.at_level(logging.WARNING):
+        caplog.clear()
+        text = host_text(learned.prompt)
+    assert caplog.records == []
+    assert torch.equal(text, learned.conditioning[0][0])
 
 
 def test_every_line_is_read_as_the_host_reads_it(learn, tiny, host_text):

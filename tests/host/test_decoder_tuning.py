@@ -37,7 +37,14 @@ def test_a_tuned_decoder_shows_the_background_better_and_leaves_the_vae_alone(ti
     assert torch.equal(decode_picture(tiny.vae, sample, height, width), plain)
 
 
-def test_a_picture_that_does_not_fit_into_memory_is_decoded_plainly(tiny, monkeypatch, caplog):
+OUT_OF_MEMORY = [comfy.model_management.OOM_EXCEPTION("no")]
+if hasattr(comfy.model_management, "is_oom"):
+    # Hosts from 0.24 know it of work that a device reports on later, too.
+    OUT_OF_MEMORY.append(comfy.model_management.ACCELERATOR_ERROR("CUDA error: out of memory"))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_a_picture_that_does_not_fit_into_memory_is_decoded_plainly(tiny, monkeypatch, caplog, error):
     """The second of three: the others are tuned, nothing is lost, and the warning says which."""
     images, masks = torch.cat([IMAGE, IMAGE.flip(1), IMAGE.flip(2)]), MASK.repeat(3, 1, 1)
     samples = encode_picture(tiny.vae, images.flip(1))
@@ -46,7 +53,7 @@ def test_a_picture_that_does_not_fit_into_memory_is_decoded_plainly(tiny, monkey
     def scarce(*job):
         calls.append(job)
         if len(calls) == 2:
-            raise comfy.model_management.OOM_EXCEPTION("no")
+            raise error
         return real(*job)
 
     want = decode_tuned(tiny.vae, samples, images, masks, steps=2)
@@ -57,3 +64,12 @@ def test_a_picture_that_does_not_fit_into_memory_is_decoded_plainly(tiny, monkey
     assert torch.equal(got[1], decode_picture(tiny.vae, samples[1:2], H, W)[0]) and not torch.equal(got[1], want[1])
     assert "picture 2 of 3" in caplog.text
     assert_untouched(tiny.vae, before)
+
+
+def test_another_error_while_tuning_goes_on(tiny, monkeypatch):
+    def fails(*_):
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(decoder_tuning, "_tuned", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        decode_tuned(tiny.vae, encode_picture(tiny.vae, IMAGE), IMAGE, MASK, steps=1)

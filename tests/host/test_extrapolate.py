@@ -115,6 +115,20 @@ def test_cancel_keeps_what_has_grown(grow, monkeypatch):
     assert images.shape == (1, H, W + 16, 3) and (done, total) == (1, 2)
 
 
+def test_what_cannot_be_kept_does_not_take_the_cancels_place(grow, monkeypatch, caplog):
+    def cancelled(*_):
+        raise comfy.model_management.InterruptProcessingException()
+
+    def fails(*_):
+        raise OSError("no space left")
+
+    monkeypatch.setattr(extrapolation, "paint", cancelled)
+    monkeypatch.setattr(extrapolation, "keep_pictures", fails)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        grow(right=16, clean_up=0.0)
+    assert "could not be kept: no space left" in caplog.text
+
+
 def test_bad_input_is_one_clear_sentence(grow):
     for message, given in (
         ("no side to grow", {}),

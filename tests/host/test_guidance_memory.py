@@ -1,14 +1,16 @@
 """How much guidance keeps beside the UNet, and that fewer candidates run at once for it."""
 
+import copy
 from types import SimpleNamespace
 
 import comfy.model_management
 import pytest
 import torch
+from comfy.model_patcher import ModelPatcher
 from inlay.host.candidates import candidates_that_fit
 from inlay.host.decoders import decoder_of_taesd, full_decoder
 from inlay.host.gradients import differentiable_layers, gradient_phase
-from inlay.host.guidance_memory import guidance_bytes, view_bytes
+from inlay.host.guidance_memory import bytes_once, cast_bytes, guidance_bytes, view_bytes
 
 from .clip_guidance_setup import execute
 from .gradient_guidance_setup import fixture_loaded  # noqa: F401
@@ -74,12 +76,47 @@ def test_what_is_said_of_full_size_decoders_covers_their_graphs(loaded, side):
         assert graph < row_bytes((4, side, side)) < 1.25 * graph
 
 
-def test_what_is_said_of_a_view_covers_its_graph(loaded):
-    net = loaded.clip_vision.model
+def in_type(vision, dtype):
+    """As the host makes it with that type for its text encoders."""
+    vision = copy.copy(vision)
+    vision.dtype, vision.model = dtype, copy.deepcopy(vision.model).to(dtype)
+    vision.patcher = ModelPatcher(vision.model, vision.patcher.load_device, vision.patcher.offload_device)
+    return vision
+
+
+@pytest.mark.parametrize("views", [1, 4])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+def test_what_is_said_of_views_covers_their_graph(loaded, dtype, views):
+    """Whatever the type of the weights, pictures come in fp32: each view keeps that, and the weights' copies once."""
+    vision = in_type(loaded.clip_vision, dtype)
+    net = vision.model
     with gradient_phase(net), differentiable_layers(net):
-        picture = torch.rand(1, 3, 64, 64, requires_grad=True)
-        graph = kept_by_graph(net, lambda: net(pixel_values=picture, intermediate_output=-2))
-    assert graph < view_bytes(loaded.clip_vision) < 1.5 * graph
+        pictures = torch.rand(views, 3, 64, 64, requires_grad=True)
+        graph = kept_by_graph(net, lambda: net(pixel_values=pictures, intermediate_output=-2))
+    assert graph < views * view_bytes(vision) + cast_bytes(net) < 1.5 * graph
+    assert (cast_bytes(net) == 0) == (dtype == torch.float32)
+
+
+def test_the_copies_of_weights_are_counted_once_for_all_candidates(loaded, monkeypatch):
+    half = SimpleNamespace(**{**vars(loaded), "clip_vision": in_type(loaded.clip_vision, torch.float16)})
+    latent, widths = torch.zeros(1, *SHAPE), {"fp32": execute(loaded), "fp16": execute(half)}
+    once = {name: bytes_once(guided) for name, guided in widths.items()}
+    assert once["fp32"] == 0 and once["fp16"] == cast_bytes(half.clip_vision.model) > 0
+    assert bytes_once(execute(half, strength=0.0)) == 0
+    (each,) = {
+        guided.model.memory_required([2, *SHAPE]) * 1.5 + guidance_bytes(guided, SHAPE) for guided in widths.values()
+    }
+    for guided in widths.values():
+        for one in (guided, *guided.get_additional_models()):
+            monkeypatch.setattr(one, "model_size", lambda: 0)
+    for name, free, want in (
+        ("fp32", 4.1 * each, 4),
+        ("fp16", 4.1 * each + once["fp16"], 4),
+        ("fp16", 3.9 * each + once["fp16"], 2),
+        ("fp16", once["fp16"] / 2, 1),
+    ):
+        monkeypatch.setattr(comfy.model_management, "get_free_memory", lambda *_, free=free: free)
+        assert candidates_that_fit(widths[name], latent, 4) == want
 
 
 def test_guided_candidates_run_in_smaller_parts(loaded, monkeypatch):

@@ -84,6 +84,34 @@ def test_lpips_with_the_users_files(pictures, models, split):
     assert "models/lpips holds LPIPS's linear weights for vgg" in measure(pictures, original=other)[1]
 
 
+@pytest.mark.parametrize("net, least", [("alex", 31), ("vgg", 16)])
+def test_pictures_too_small_for_lpips_are_its_own_reason(models, net, least):
+    """At the least side the net itself gives a value; one pixel below nothing else is lost."""
+    import safetensors.torch
+    import torchvision
+
+    kind, widths = {"alex": ("alexnet", (64, 192, 384, 256, 256)), "vgg": ("vgg16", (64, 128, 256, 512, 512))}[net]
+    weights = {f"lin{stage}.model.1.weight": torch.rand(1, width, 1, 1) for stage, width in enumerate(widths)}
+    with torch.device("meta"):
+        shapes = getattr(torchvision.models, kind)(weights=None).features.state_dict()
+    weights |= {f"features.{key}": torch.randn(value.shape) * 0.01 for key, value in shapes.items()}
+    safetensors.torch.save_file(weights, models / "lpips" / f"{net}.safetensors")
+    for side, ran in ((least, True), (least - 1, False)):
+        pictures = torch.rand(1, side, 40, 3)
+        values, text = measure(pictures, original=1 - pictures, lpips_net=net)
+        assert math.isfinite(values["lpips"]) == ran and math.isfinite(values["psnr"])
+    assert f"lpips: not computed. LPIPS with {net} needs pictures of at least {least} x {least} pixels." in text
+
+
+def test_an_original_that_is_no_picture_is_the_reason(tiny, pictures, models):
+    original = pictures.clone()
+    original[0, 0, 0, 0] = torch.nan
+    values, text = measure(pictures, original=original, clip_vision=tiny.clip_vision, reference=pictures)
+    assert all(math.isnan(values[name]) for name in ("psnr", "ssim", "mse", "lpips")) and values["clip_i"] > 0
+    assert text.count("The original holds values that are not numbers. Check the node that made it.") == 4
+    assert "too small" not in text
+
+
 def test_a_pickled_net_is_refused_with_the_way_out(pictures, models):
     Path(models, "lpips", "alex.pth").write_bytes(b"")
     _, text = measure(pictures, original=pictures, lpips_net="alex")

@@ -11,6 +11,7 @@ import folder_paths
 import pytest
 import torch
 from inlay.host import candidates, painting
+from inlay.host.cancelled import keep_pictures
 from inlay.host.candidate_run import CandidateRun
 from inlay.host.region_patches import guide_region
 from inlay.host.regions import Region
@@ -38,7 +39,14 @@ def test_candidates_are_the_hosts_batch(job, sample, tiny):
     assert latent["batch_index"] == [0, 1, 2]
 
 
-def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
+OUT_OF_MEMORY = [comfy.model_management.OOM_EXCEPTION("no")]
+if hasattr(comfy.model_management, "is_oom"):
+    # Hosts from 0.24 know it of work that a device reports on later, too.
+    OUT_OF_MEMORY.append(comfy.model_management.ACCELERATOR_ERROR("CUDA error: out of memory"))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY, ids=lambda error: type(error).__name__)
+def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog, error):
     settings = replace(FEW, candidates=4)
     want = job(settings)[1]["samples"]
     sizes = []
@@ -47,7 +55,7 @@ def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
     def scarce(self, noise, first, last):
         sizes.append(last - first)
         if last - first > 1:
-            raise comfy.model_management.OOM_EXCEPTION("no")
+            raise error
         return sample(self, noise, first, last)
 
     monkeypatch.setattr(CandidateRun, "_sample", scarce)
@@ -55,6 +63,19 @@ def test_too_little_memory_means_smaller_parts(job, monkeypatch, caplog):
     assert sizes == [4, 2, 1, 1, 1, 1]
     assert (got - want).abs().max() < 1e-5 * want.abs().max()
     assert "2 candidates at a time" in caplog.text
+
+
+def test_another_error_of_several_candidates_is_not_tried_again(job, monkeypatch):
+    calls = []
+
+    def fails(*_):
+        calls.append(0)
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(CandidateRun, "_sample", fails)
+    with pytest.raises(RuntimeError, match="illegal memory access"):
+        job(replace(FEW, candidates=4))
+    assert len(calls) == 1
 
 
 def test_the_estimate_splits_evenly(tiny, monkeypatch):
@@ -135,6 +156,52 @@ def test_progress_counts_every_candidates_steps_and_shows_them(job, monkeypatch)
     assert all(preview[1].size == (W // 8, H // 8) for _, _, preview in shown)
 
 
+@pytest.mark.parametrize("writable", [True, False])
+@pytest.mark.parametrize("failure, sentence", [(torch.nan, "Sampling ended in values"), (None, "no such layer")])
+def test_a_failure_keeps_the_finished_candidates_and_goes_on(
+    job, tiny, monkeypatch, caplog, failure, sentence, writable
+):
+    calls, shown, kept = [], [], []
+
+    def breaks_down(apply, asked):
+        calls.append(0)
+        if len(calls) <= 4:
+            return apply(asked["input"], asked["timestep"], **asked["c"])
+        if failure is None:
+            raise RuntimeError("no such layer")
+        return asked["input"] * failure
+
+    def keep(images, *rest):
+        kept.append(images)
+        if not writable:
+            raise OSError("no space left")
+        return keep_pictures(images, *rest)
+
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(breaks_down)
+    monkeypatch.setattr(painting, "keep_pictures", keep)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append(preview))
+    settings = replace(FEW, cfg=1.0, background="none", candidates=3, at_once=1)
+    before = kept_files("inlay_finished")
+    with pytest.raises((ValueError, RuntimeError), match=sentence):
+        job(settings, model=model)
+    assert len(kept_files("inlay_finished") - before) == (2 if writable else 0)
+    if writable:
+        assert shown[-1][1].size == (W, H)
+    else:
+        assert "The run failed. What was there could not be kept: no space left" in caplog.text
+    assert torch.equal(kept[0], job(replace(settings, candidates=2))[0])
+
+
+def test_a_failure_of_the_first_candidate_has_nothing_to_keep(job, tiny):
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(lambda _, asked: asked["input"] * torch.nan)
+    before = kept_files("inlay_")
+    with pytest.raises(ValueError, match="Sampling ended in values"):
+        job(replace(FEW, background="none"), model=model)
+    assert kept_files("inlay_") == before
+
+
 @pytest.mark.parametrize("call, pictures", [(0, 0), (3, 1), (5, 1), (8, 2)])
 def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pictures):
     calls, shown = [], []
@@ -159,6 +226,6 @@ def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pi
         assert shown[-1][1].size == (W, H)
 
 
-def kept_files():
+def kept_files(word="cancelled"):
     folder = folder_paths.get_temp_directory()
-    return {name for name in os.listdir(folder) if "cancelled" in name} if os.path.isdir(folder) else set()
+    return {name for name in os.listdir(folder) if word in name} if os.path.isdir(folder) else set()

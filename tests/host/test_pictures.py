@@ -1,10 +1,11 @@
 """Pictures of any size through the VAE of the real host."""
 
+import copy
 from types import SimpleNamespace
 
 import pytest
 import torch
-from inlay.host.pictures import decode_picture, encode_picture, pad_mask
+from inlay.host.pictures import decode_picture, encode_picture, pad_mask, scaled_down
 
 
 @pytest.mark.parametrize("size", [(128, 144), (131, 97), (9, 15), (8, 8)])
@@ -30,6 +31,35 @@ def test_padding_is_reflection_right_and_below(tiny):
 def test_an_alpha_channel_is_left_out(tiny):
     image = torch.rand(1, 64, 64, 4)
     assert torch.equal(encode_picture(tiny.vae, image), encode_picture(tiny.vae, image[..., :3]))
+
+
+def half_vae(vae, factor):
+    """The VAE in fp16; a factor on the decoder's first layer makes it overflow before its norms."""
+    vae = copy.copy(vae)
+    vae.vae_dtype = torch.float16
+    vae.first_stage_model = copy.deepcopy(vae.first_stage_model).half()
+    vae.patcher = vae.patcher.clone()
+    vae.patcher.model = vae.first_stage_model
+    with torch.no_grad():
+        vae.first_stage_model.decoder.conv_in.weight.mul_(factor)
+    return vae
+
+
+def test_a_decoder_that_overflows_in_half_precision_is_refused(tiny):
+    latent = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    assert decode_picture(half_vae(tiny.vae, 1.0), latent, 60, 64).shape == (1, 60, 64, 3)
+    with pytest.raises(ValueError, match="decoded the result to values that are not numbers. Run the VAE in higher"):
+        decode_picture(half_vae(tiny.vae, 6e4), latent, 60, 64)
+
+
+def test_larger_pictures_are_scaled_down_and_others_left_alone():
+    pictures = torch.rand(2, 60, 90, 3)
+    for longest in (0, 90, 512):
+        assert scaled_down(pictures, longest) is pictures
+    small = scaled_down(pictures, 32)
+    assert small.shape == (2, 21, 32, 3) and 0 <= small.min() and small.max() <= 1
+    assert (small.mean((1, 2)) - pictures.mean((1, 2))).abs().max() < 0.02
+    assert scaled_down(torch.rand(1, 900, 2, 1), 100).shape == (1, 100, 1, 1)
 
 
 def test_refusals(tiny):

@@ -38,6 +38,8 @@ def test_the_token_is_the_projected_class_token(tiny, encoder, references):
     assert positive[0][0].shape == (2, 1, 128)
     assert (positive[0][0][:, 0] - wanted).abs().max() < 1e-4 * wanted.abs().max()
     assert torch.equal(negative[0][0], encoder.null.expand(2, 1, 128))
+    # What SDXL reads besides; a row for each reference.
+    assert all(torch.equal(told[0][1]["pooled_output"], torch.zeros(2, 1280)) for told in (positive, negative))
 
 
 def test_each_reference_keeps_its_own_row(tiny, encoder, references):

@@ -17,76 +17,24 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
+from inlay.attention.boxes import box_mask
+from inlay.guidance.reference import ReferenceEncoder
 from inlay.host import reference_files
 from inlay.host.demo_models import build_model, build_unet
-from inlay.host.inpaint_channels import takes_masked_image
+from inlay.host.inpaint_channels import inpaint_channels, takes_masked_image
+from inlay.host.lora_files import CHANNELS
 from inlay.host.reference_files import build_encoder, find_file, load_reference_files
+from inlay.host.subject_telling import Teller
+from inlay.host.subject_training import Photos, train_subject
+from inlay.training.subject_settings import SubjectSettings
 from safetensors.torch import load_file, save_file
-from torch.nn.functional import gelu, layer_norm
 
-WIDTH, CONTEXT, BLOCKS = 32, 128, 5
+from .reference_setup import CONTEXT, WIDTH, as_diffusers, original_weights, reference_token
 
 
 @pytest.fixture(scope="module")
 def original():
-    """A state dict as the authors' checkpoint has it."""
-    generator = torch.Generator().manual_seed(0)
-
-    def draw(*shape):
-        return torch.randn(*shape, generator=generator) * 0.3
-
-    weights = {"learnable_vector": draw(1, 1, CONTEXT), "proj_out.weight": draw(CONTEXT, WIDTH)}
-    weights |= {"proj_out.bias": draw(CONTEXT)}
-    weights |= {f"cond_stage_model.final_ln.{kind}": draw(WIDTH) for kind in ("weight", "bias")}
-    shapes = {"attn.c_qkv": (3, 1), "attn.c_proj": (1, 1), "mlp.c_fc": (4, 1), "mlp.c_proj": (1, 4)}
-    for number in range(BLOCKS):
-        block = f"cond_stage_model.mapper.resblocks.{number}"
-        for name, (out, inputs) in shapes.items():
-            weights[f"{block}.{name}.weight"] = draw(out * WIDTH, inputs * WIDTH)
-            weights[f"{block}.{name}.bias"] = draw(out * WIDTH)
-        for norm in ("ln_1", "ln_2"):
-            weights |= {f"{block}.{norm}.{kind}": draw(WIDTH) for kind in ("weight", "bias")}
-    return weights
-
-
-def reference_token(weights, pooled):
-    """The authors' transformer over a sequence of one token, attention written out."""
-    double = {key: value.double() for key, value in weights.items()}
-
-    def norm(x, name):
-        return layer_norm(x, (WIDTH,), double[f"{name}.weight"], double[f"{name}.bias"])
-
-    def linear(x, name):
-        return x @ double[f"{name}.weight"].T + double[f"{name}.bias"]
-
-    x = pooled.double()[:, None]
-    for number in range(BLOCKS):
-        block = f"cond_stage_model.mapper.resblocks.{number}"
-        q, k, v = linear(norm(x, f"{block}.ln_1"), f"{block}.attn.c_qkv").split(WIDTH, -1)
-        attended = (q @ k.transpose(1, 2) / WIDTH**0.5).softmax(-1) @ v
-        x = x + linear(attended, f"{block}.attn.c_proj")
-        x = x + linear(gelu(linear(norm(x, f"{block}.ln_2"), f"{block}.mlp.c_fc")), f"{block}.mlp.c_proj")
-    return linear(norm(x, "cond_stage_model.final_ln"), "proj_out")
-
-
-def as_diffusers(weights):
-    """The same weights under diffusers' names."""
-    names = {"ln_1": "norm1", "ln_2": "norm3", "attn.c_proj": "attn1.to_out.0"}
-    names |= {"mlp.c_fc": "ff.net.0.proj", "mlp.c_proj": "ff.net.2"}
-    renamed = {"uncond_vector": weights["learnable_vector"]}
-    for key, value in weights.items():
-        if key.startswith("proj_out"):
-            renamed[key] = value
-        elif "final_ln" in key:
-            renamed[key.replace("cond_stage_model.final_ln", "final_layer_norm")] = value
-        elif "resblocks" in key:
-            _, _, _, number, *part, kind = key.split(".")
-            if part == ["attn", "c_qkv"]:
-                for name, own in zip("qkv", value.chunk(3), strict=True):
-                    renamed[f"mapper.blocks.{number}.attn1.to_{name}.{kind}"] = own
-            else:
-                renamed[f"mapper.blocks.{number}.{names['.'.join(part)]}.{kind}"] = value
-    return renamed
+    return original_weights()
 
 
 def test_the_mapper_is_the_authors_block_in_both_formats(original):
@@ -136,7 +84,6 @@ def test_the_model_is_given_its_channels_in_its_own_order(files, order, tiny):
 
 
 def test_with_a_projection_of_our_own_auto_is_the_order_it_was_trained_in(files):
-    from inlay.guidance.reference import ReferenceEncoder
     from inlay.host.lora_files import Lora, base_metadata, save_lora
     from inlay.host.subject_projection import projection_tensors
 
@@ -161,12 +108,56 @@ def test_with_a_projection_of_our_own_auto_is_the_order_it_was_trained_in(files)
     assert torch.equal(encoder(pooled), ours(pooled))
 
 
+@pytest.mark.parametrize(
+    "holds",
+    [
+        "cond_stage_model.transformer.text_model.final_layer_norm.weight",
+        "cond_stage_model.model.ln_final.weight",
+        "conditioner.embedders.1.model.ln_final.weight",
+    ],
+)
+def test_auto_takes_a_checkpoint_with_a_text_encoder_for_the_hosts(files, original, holds):
+    folder = folder_paths.get_folder_paths("checkpoints")[0]
+    unet = {f"model.diffusion_model.{key}": value for key, value in build_unet(9, seed=3).state_dict().items()}
+    save_file(unet, f"{folder}/bare.safetensors")
+    save_file({**unet, holds: torch.ones(4)}, f"{folder}/text.safetensors")
+    save_file({**unet, holds: torch.ones(4), **original}, f"{folder}/both.safetensors")
+    reversed_keys = ("masked_image", "mask_inverted")
+    # A UNet alone may be diffusers' of Paint-by-Example.
+    for model, wanted in (("bare", reversed_keys), ("text", ("mask", "masked_image")), ("both", reversed_keys)):
+        loaded, _ = load_reference_files(f"checkpoints/{model}.safetensors", files, "auto")
+        assert loaded.model.concat_keys == wanted
+    forced, _ = load_reference_files("checkpoints/text.safetensors", files, "paint-by-example")
+    assert forced.model.concat_keys == reversed_keys
+
+
 def test_such_a_model_paints_and_trains(files, tiny, sample):
     model, encoder = load_reference_files(files, files, "auto")
     assert takes_masked_image(model)
     told = {"positive": [[encoder(torch.randn(1, WIDTH)), {}]], "negative": [[encoder.null, {}]]}
     with torch.no_grad():
         assert sample(model, **told).isfinite().all()
+    seen, watched = [], model.clone()
+
+    def keep(apply, given):
+        seen.append(given["c"]["c_concat"].detach())
+        return apply(given["input"], given["timestep"], **given["c"])
+
+    watched.set_model_unet_function_wrapper(keep)
+    projection = ReferenceEncoder(torch.nn.Linear(128, CONTEXT), torch.randn(1, 1, CONTEXT), 128).requires_grad_(False)
+    image, mask = torch.rand(1, 64, 64, 3), box_mask([{"x": 8, "y": 16, "width": 40, "height": 24}], 64, 64)[None]
+    # One view, which is the whole photo.
+    recipe = {"preset": "custom", "rank": 2, "steps": 1, "batch": 2, "resolution": 64, "learning_rate": 1e-3}
+    settings = SubjectSettings(**recipe, mask_augmentation="none", reference_augmentation=False)
+    teller, photos = Teller(projection, tiny.clip_vision), Photos([image], [mask])
+    trained = train_subject(watched, tiny.vae, photos, "by-example", settings, teller, "overwrite")
+    assert trained.lora.metadata[CHANNELS] == "masked_image mask_inverted"
+    channels = inpaint_channels(tiny.vae, image, mask)
+    shown = model.model.process_latent_in(channels["concat_latent_image"])
+    wanted = torch.cat([shown, 1 - channels["concat_mask"].view(1, 1, 8, 8)], 1)
+    assert wanted[:, 4].unique().tolist() == [0, 1] and wanted[0, 4, 3, 3] == 0
+    assert [len(given) for given in seen] == [1, 2, 2]
+    assert all(torch.allclose(row, wanted[0], atol=1e-5) for given in seen for row in given)
 
 
 def test_the_hosts_own_loader_takes_such_a_file(original, tmp_path):

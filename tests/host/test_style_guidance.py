@@ -27,6 +27,21 @@ def test_the_node_guides_under_inference_mode_and_leaves_the_model_alone(loaded,
     assert not any(part._forward_hooks or part._forward_pre_hooks for part in parts)
 
 
+def test_exact_on_pixart_is_refused_under_sage_attention(loaded, monkeypatch):
+    """Its blocks call the host's attention without the options, so that only the start of the host could change it."""
+    import comfy.model_management
+
+    from .test_region_pixart import build
+
+    pixart = build()
+    assert execute(loaded, model=pixart, mode="exact").wrappers[WrappersMP.PREDICT_NOISE]
+    monkeypatch.setattr(comfy.model_management, "sage_attention_enabled", lambda: True)
+    with pytest.raises(ValueError, match="no gradient through PixArt. Set mode to fast, or start ComfyUI without"):
+        execute(loaded, model=pixart, mode="exact")
+    for model, mode in ((pixart, "fast"), (loaded.model, "exact")):
+        assert execute(loaded, model=model, mode=mode).wrappers[WrappersMP.PREDICT_NOISE]
+
+
 @MODES
 def test_strength_zero_changes_no_bit(loaded, run, mode):
     guided = execute(loaded, mode=mode, strength=0.0)

@@ -5,12 +5,18 @@ import comfy.supported_models
 import pytest
 import torch
 from comfy.model_base import ModelType
+from inlay.attention.boxes import box_mask
+from inlay.guidance.reference import ReferenceEncoder
 from inlay.host import demo_models as build
+from inlay.host.inversion import POOLED_WIDTH
 from inlay.host.lora_files import read_lora
-from inlay.host.subject_loading import load_subject
+from inlay.host.painting import paint
+from inlay.host.subject_loading import load_subject, subject_conditioning
 from inlay.host.subject_telling import Teller, tell_by_texts
 from inlay.host.subject_training import Photos, train_subject
 from inlay.training.subject_settings import SubjectSettings
+
+from .painting_scene import FEW
 
 CONTEXT, POOLED = 160, 96
 SETTINGS = SubjectSettings(
@@ -44,18 +50,18 @@ class Encoder:
         return [[states, {"pooled_output": torch.randn(1, POOLED, generator=generator)}]]
 
 
-def narrow_sdxl():
+def narrow_sdxl(in_channels=4, pooled=POOLED):
     class Narrow(comfy.supported_models.SDXL):
         unet_config = {}
         unet_extra_config = {}
 
     config = {
         **build.UNET_CONFIG,
-        "in_channels": 4,
+        "in_channels": in_channels,
         "use_linear_in_transformer": True,
         "context_dim": CONTEXT,
         "num_classes": "sequential",
-        "adm_in_channels": POOLED + 6 * 256,
+        "adm_in_channels": pooled + 6 * 256,
     }
     supported = Narrow(config)
     supported.set_inference_dtype(torch.float32, None)
@@ -66,17 +72,23 @@ def narrow_sdxl():
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
 
 
-def test_sdxl_rows_keep_their_own_text_and_pooled_output(tiny):
-    model, seen = narrow_sdxl(), []
-    watched = model.clone()
+def watched(model):
+    """A clone that keeps what each forward is told: context and vector."""
+    seen, clone = [], model.clone()
 
     def keep(apply, given):
         seen.append((given["c"]["c_crossattn"].detach(), given["c"]["y"].detach()))
         return apply(given["input"], given["timestep"], **given["c"])
 
-    watched.set_model_unet_function_wrapper(keep)
+    clone.set_model_unet_function_wrapper(keep)
+    return clone, seen
+
+
+def test_sdxl_rows_keep_their_own_text_and_pooled_output(tiny):
+    model = narrow_sdxl()
+    clone, seen = watched(model)
     with torch.inference_mode():
-        trained = train_subject(watched, tiny.vae, Photos(IMAGES), "xl", SETTINGS, Teller(clip=Encoder()), "overwrite")
+        trained = train_subject(clone, tiny.vae, Photos(IMAGES), "xl", SETTINGS, Teller(clip=Encoder()), "overwrite")
     told = tell_by_texts(Teller(clip=Encoder()), SETTINGS.prompt.splitlines())
     assert told.contexts.shape == (2, 154, CONTEXT) and told.pooled.shape == (2, POOLED)
     for contexts, pooled in seen:
@@ -86,6 +98,31 @@ def test_sdxl_rows_keep_their_own_text_and_pooled_output(tiny):
     assert all(key.startswith(("lora_unet_input", "lora_unet_middle", "lora_unet_output")) for key in trained.lora)
     patched = load_subject(model, read_lora("xl.safetensors"), 1.0)
     assert len(patched.patches) == len(trained.lora) // 3
+
+
+@pytest.mark.parametrize("projection", ["fixed", "trained"])
+def test_an_sdxl_inpainting_model_is_trained_and_painted_by_a_reference(tiny, projection):
+    model = narrow_sdxl(9, POOLED_WIDTH)
+    clone, seen = watched(model)
+    encoder = None
+    if projection == "fixed":
+        encoder = ReferenceEncoder(torch.nn.Linear(128, CONTEXT), torch.randn(1, 1, CONTEXT), 128)
+    mask = box_mask([{"x": 10, "y": 20, "width": 40, "height": 30}], 64, 72)[None]
+    changes = {"mode": "inpaint", "projection": projection, "condition_dropout": 0.5, "batch": 4}
+    settings = SubjectSettings(**{**vars(SETTINGS), **changes})
+    teller, photos = Teller(encoder, tiny.clip_vision), Photos(IMAGES, [mask])
+    with torch.inference_mode():
+        trained = train_subject(clone, tiny.vae, photos, "xl-inpaint", settings, teller, "overwrite")
+    assert len(trained.losses) == 2 and all(0 < loss < 100 for loss in trained.losses)
+    picture = IMAGES[0][:1]
+    with torch.inference_mode():
+        told = subject_conditioning(model, trained.lora, encoder, tiny.clip_vision, picture, None)
+        painted, _ = paint(load_subject(clone, trained.lora, 1.0), *told, tiny.vae, picture, mask, FEW)
+    # In training and in painting alike: no pooled output, and the sizes as the host writes them.
+    assert all(not y[:, :POOLED_WIDTH].any() and y[:, POOLED_WIDTH:].any() for _, y in seen)
+    assert {context.shape[1:] for context, _ in seen} == {(1, CONTEXT)}
+    outside = mask == 0
+    assert torch.equal(painted[outside], picture[outside]) and not torch.equal(painted, picture)
 
 
 @pytest.mark.parametrize("checkpointing", [False, True])

@@ -13,7 +13,7 @@ import numpy
 import pytest
 import torch
 from inlay.guidance.reference import ReferenceEncoder
-from inlay.host import subject_data, subject_loop
+from inlay.host import subject_data, subject_job, subject_loop
 from inlay.host.lora_files import read_lora
 from inlay.host.subject_folder import PictureFolder, folder_stamp
 from inlay.host.subject_telling import Teller
@@ -52,11 +52,13 @@ def train(tiny, folder, name, model=None, teller=None, **changes):
 
 def test_broken_pictures_are_named_skipped_and_counted(tiny, folder, caplog, monkeypatch):
     monkeypatch.setattr(subject_data, "STRETCH", 4)
+    said = []
+    monkeypatch.setattr(subject_job, "show_sentence", said.append)
     with torch.inference_mode(), caplog.at_level(logging.INFO, "inlay"):
         trained = train(tiny, folder, "domain", steps=6)
     assert len(trained.losses) == 6 and trained.preview.shape[1:] == (64, 192, 3)
     assert "picture 2.png cannot be read" in caplog.text and caplog.text.count("cannot be read") == 1
-    assert "1 of 4 pictures could not be read: 2.png" in caplog.text
+    assert said == ["1 of 4 pictures could not be read: 2.png"]
     assert caplog.text.count("minutes") == 1
     assert read_lora("domain.safetensors").metadata["inlay.folder"] == "many, 4 pictures"
 
@@ -104,6 +106,25 @@ def test_a_cancelled_run_goes_on_to_the_very_same_file(tiny, folder, monkeypatch
         patch.setattr(subject_loop, "batch_loss", counted)
         train(tiny, folder, "stopped", steps=5)
     assert open(train(tiny, folder, "stopped", steps=5).path, "rb").read() == whole
+
+
+def test_a_cancel_before_a_later_stretchs_first_step_shows_that_stretch(tiny, folder, monkeypatch):
+    monkeypatch.setattr(subject_data, "STRETCH", 4)
+    loops, shown, real = [], [], subject_loop.SubjectLoop._train
+
+    def cut(self, *args):
+        loops.append(self)
+        if len(loops) == 2:
+            raise comfy.model_management.InterruptProcessingException
+        return real(self, *args)
+
+    with monkeypatch.context() as patch, pytest.raises(comfy.model_management.InterruptProcessingException):
+        patch.setattr(subject_loop.SubjectLoop, "_train", cut)
+        patch.setattr(subject_job, "keep_pictures", lambda images, *_: shown.append(images))
+        train(tiny, folder, "later", steps=6, views=16)
+    loop = loops[1]
+    assert loop.training.done == 2 and loop.last.item() in loop.data.rows.tolist()
+    assert torch.equal(shown[0], loop.data.views.shown[:1].float() / 255)
 
 
 def test_text_mode_takes_each_pictures_own_caption(tiny, folder, monkeypatch):

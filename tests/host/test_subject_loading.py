@@ -6,6 +6,8 @@ from pathlib import Path
 
 import comfy.lora
 import comfy.model_management
+import comfy.model_patcher
+import comfy.supported_models
 import folder_paths
 import pytest
 import torch
@@ -16,6 +18,7 @@ from inlay.host.demo_models import build_model, build_unet
 from inlay.host.lora_files import (
     ALPHA,
     DOWN,
+    PATCHES,
     UP,
     Lora,
     base_metadata,
@@ -26,7 +29,7 @@ from inlay.host.lora_files import (
     save_lora,
 )
 from inlay.host.lora_training import TrainableLora, count_parameters
-from inlay.host.subject_loading import WAYS, load_subject, subject_conditioning
+from inlay.host.subject_loading import OTHER_LORAS, WAYS, load_subject, subject_conditioning
 
 import nodes
 
@@ -148,17 +151,55 @@ def test_a_file_of_another_base_is_refused_with_the_reason(tiny, lora):
         load_subject(tiny.inpaint_model, wide, 1.0)
 
 
+def test_a_model_without_a_context_of_its_own_width_is_refused_by_its_kind(lora):
+    config = comfy.supported_models.SD3(
+        {"in_channels": 16, "depth": 1, "input_size": 8, "num_patches": 16, "adm_in_channels": 16}
+    )
+    config.set_inference_dtype(torch.float32, None)
+    cpu = torch.device("cpu")
+    joint = comfy.model_patcher.ModelPatcher(config.get_model({}, device=cpu), load_device=cpu, offload_device=cpu)
+    with pytest.raises(ValueError, match="on BaseModel, 9 channels in, context 128, and this model is SD3, 16"):
+        load_subject(joint, lora, 1.0)
+
+
+def test_a_base_that_had_other_loras_on_it_is_missed_and_said_to_be(tiny, lora, caplog):
+    plain = tiny.inpaint_model
+    patched = load_subject(plain, lora, 1.0)
+    assert PATCHES not in base_metadata(plain)
+    save_lora(Lora(lora, base_metadata(patched)), "on-a-domain")
+    subject = read_lora("on-a-domain.safetensors")
+    weak, beside = load_subject(plain, lora, 0.5), load_subject(plain, lora, 1.0, "bypass")
+    for model, said in ((load_subject(plain, lora, 1.0), False), (plain, True), (weak, True), (beside, True)):
+        caplog.clear()
+        with caplog.at_level("INFO", "inlay"):
+            assert load_subject(model, subject, 1.0).patches
+        assert (OTHER_LORAS in caplog.text) == said
+    # One of the plain base goes with any LoRAs, and so do files that do not say.
+    caplog.clear()
+    with caplog.at_level("INFO", "inlay"):
+        load_subject(patched, lora, 1.0)
+        load_subject(plain, subject, 0.0)
+    assert OTHER_LORAS not in caplog.text
+
+
+def test_tokens_that_the_model_does_not_read_are_refused(tiny, lora):
+    wide = ReferenceEncoder(torch.nn.Linear(128, 768), torch.zeros(1, 1, 768), 128).requires_grad_(False)
+    with pytest.raises(ValueError, match="768 values a token and BaseModel takes 128. Connect the reference encoder"):
+        subject_conditioning(tiny.inpaint_model, lora, wide, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
+
+
 def test_conditioning_is_the_reference_the_prompt_or_blocked_with_the_reason(tiny, lora, encode):
     encoder = ReferenceEncoder(torch.nn.Linear(128, 128), torch.zeros(1, 1, 128), 128).requires_grad_(False)
-    positive, negative = subject_conditioning(lora, encoder, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
+    model, picture = tiny.inpaint_model, torch.rand(1, 64, 64, 3)
+    positive, negative = subject_conditioning(model, lora, encoder, tiny.clip_vision, picture, None)
     assert positive[0][0].shape == (1, 1, 128) and not negative[0][0].any()
     with torch.no_grad():
-        positive, _ = subject_conditioning(lora, None, None, None, tiny.clip)
+        positive, _ = subject_conditioning(model, lora, None, None, None, tiny.clip)
     assert torch.equal(positive[0][0], encode("a photo of sks star")[0][0])
-    blocked = subject_conditioning(lora, None, None, None, None)[0]
+    blocked = subject_conditioning(model, lora, None, None, None, None)[0]
     assert isinstance(blocked, ExecutionBlocker) and "clip" in blocked.message
     with pytest.raises(ValueError, match="both"):
-        subject_conditioning(lora, None, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
+        subject_conditioning(model, lora, None, tiny.clip_vision, picture, None)
 
 
 def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):
@@ -172,10 +213,20 @@ def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):
         read_lora("nothing.safetensors")
 
 
-@pytest.mark.parametrize("rank, megabytes", [(4, 2.39), (16, 9.57), (64, 38.3)])
-def test_ranks_4_to_64_are_2_to_40_megabytes_at_sd15s_size(rank, megabytes):
-    lora = TrainableLora(sd15(device="meta"), "one token", rank, rank, 0.0, 0)
-    assert count_parameters(lora.parameters) == 149_568 * rank
+@pytest.mark.parametrize(
+    "targets, each, rank, megabytes",
+    [
+        ("one token", 149_568, 4, 2.39),
+        ("one token", 149_568, 16, 9.57),
+        ("one token", 149_568, 64, 38.3),
+        ("attention", 199_296, 4, 3.19),
+        ("attention", 199_296, 16, 12.76),
+        ("attention", 199_296, 64, 51.05),
+    ],
+)
+def test_ranks_4_to_64_are_as_many_megabytes_at_sd15s_size_as_the_help_page_says(targets, each, rank, megabytes):
+    lora = TrainableLora(sd15(device="meta"), targets, rank, rank, 0.0, 0)
+    assert count_parameters(lora.parameters) == each * rank
     assert len(file_bytes(lora.tensors(), {})) / 1e6 == pytest.approx(megabytes, abs=0.06)
 
 

@@ -52,7 +52,7 @@ def test_it_is_trained_saved_and_used_in_the_encoders_place(tiny, photos, encode
     # Every part of it has learned, the token of no reference too.
     assert all(not torch.equal(value, before[key]) for key, value in own.state_dict().items())
     reference = photos.images[0]
-    positive, negative = subject_conditioning(lora, None, tiny.clip_vision, reference, None)
+    positive, negative = subject_conditioning(tiny.inpaint_model, lora, None, tiny.clip_vision, reference, None)
     wanted = reference_conditioning(own, tiny.clip_vision, reference)
     assert torch.equal(positive[0][0], wanted[0][0][0]) and torch.equal(negative[0][0], wanted[1][0][0])
     assert not torch.equal(positive[0][0], reference_conditioning(encoder, tiny.clip_vision, reference)[0][0][0])

@@ -50,6 +50,28 @@ def test_a_cancelled_run_goes_on_to_the_very_same_file(tiny, setup, monkeypatch)
         train(tiny, setup, "cut", if_exists="error")
 
 
+@pytest.mark.parametrize("broken", ["picture", "checkpoint"])
+def test_what_cannot_be_kept_does_not_take_the_cancels_place(tiny, setup, monkeypatch, caplog, broken):
+    def fails(*_):
+        raise RuntimeError("no space left")
+
+    kept = []
+    with monkeypatch.context() as patch, pytest.raises(comfy.model_management.InterruptProcessingException):
+        patch.setattr(subject_job, "keep_pictures", lambda *given: kept.append(given))
+        if broken == "picture":
+            patch.setattr(subject_job, "keep_pictures", fails)
+        else:
+            patch.setattr(subject_job.SubjectCheckpoint, "save", fails)
+        interrupt_after(patch, 2)
+        train(tiny, setup, "unkept")
+    assert "could not be kept: no space left" in caplog.text
+    # What does not fail is kept in any case.
+    assert len(kept) == (broken == "checkpoint")
+    with monkeypatch.context() as patch:
+        fail_after(patch, 1 if broken == "picture" else 3, lambda _: pytest.fail("a step too many"))
+        assert len(train(tiny, setup, "unkept").losses) == 3
+
+
 def test_a_run_that_was_cancelled_before_its_first_step_binds_nobody(tiny, setup, monkeypatch):
     with monkeypatch.context() as patch, pytest.raises(comfy.model_management.InterruptProcessingException):
         interrupt_after(patch, 0)

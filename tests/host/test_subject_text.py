@@ -1,8 +1,11 @@
 """Subjects told by a prompt: rows keep their own captions, class pictures are kept, refusals."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from inlay.attention.boxes import box_mask
+from inlay.host import subject_loop
 from inlay.host.lora_files import read_lora
 from inlay.host.subject_telling import Teller
 from inlay.host.subject_training import Photos, train_subject
@@ -97,8 +100,6 @@ def masked(images):
 
 
 def test_the_saliency_focus_is_added_row_by_row_by_its_weight(tiny, images, monkeypatch):
-    from inlay.host import subject_loop
-
     seen, real = [], subject_loop.saliency_focus
 
     def kept(denoised, clean, saliency, *more):
@@ -115,6 +116,27 @@ def test_the_saliency_focus_is_added_row_by_row_by_its_weight(tiny, images, monk
     assert any(not torch.equal(saliency[0], other) for other in saliency[1:])
     train(tiny, images, steps=1, loss="saliency focus", photos=masked(images))
     assert not torch.equal(seen[-1][0], saliency)
+
+
+def test_pictures_without_a_mask_take_the_models_own_saliency_beside_those_with_one(tiny, images, monkeypatch):
+    seen, real = [], subject_loop.saliency_focus
+
+    def kept(denoised, clean, saliency, *more):
+        seen.append(saliency.detach().clone())
+        return real(denoised, clean, saliency, *more)
+
+    monkeypatch.setattr(subject_loop, "saliency_focus", kept)
+    focus = {"steps": 1, "loss": "saliency focus", "class_prompt": "a star"}
+    others = [torch.rand(3, 64, 64, 3)]
+    own = masked(images)
+    for photos in (own, replace(own, class_images=others), Photos(images, class_images=others)):
+        train(tiny, images, photos=photos, **focus)
+    masks, mixed, model = seen
+    # The same rows are drawn each time, those of the class last.
+    assert masks.shape == (3, 1, 8, 8) and mixed.shape == model.shape == (6, 1, 8, 8)
+    assert torch.equal(mixed[:3], masks) and not torch.equal(mixed[:3], model[:3])
+    assert torch.equal(mixed[3:], model[3:])
+    assert all(0 < float(row.mean()) < 1 for row in mixed[3:])
 
 
 def test_bad_input_is_refused(tiny, images):

@@ -6,7 +6,8 @@ import pytest
 import torch
 from inlay.attention.boxes import box_mask
 from inlay.host import subject_views
-from inlay.host.subject_views import CHUNK, Item, Photo, make_views, read_photos
+from inlay.host.subject_photos import Photo, read_photos
+from inlay.host.subject_views import CHUNK, Item, make_views
 from inlay.training.mask_augmentation import Sides
 from inlay.training.subject_settings import SubjectSettings
 
@@ -45,6 +46,34 @@ def test_of_several_boxes_the_largest_counts():
     for boxes in ([[small, large]], [[[small, large], [large]]], [[large, small], [large]]):
         photos = read_photos(images, (), boxes, True)
         assert [photo.box for photo in photos] == [Sides(40, 30, 90, 70)] * 2
+
+
+def test_boxes_of_a_list_of_pictures_and_of_several_batches_are_each_photos_own():
+    boxes = [{**BOX, "x": x} for x in (10, 20, 30, 40)]
+    images = [torch.rand(1, 128, 160, 3) for _ in range(4)]
+    # As Find Box gives them: it runs once a picture of a list, or once a batch, and lists each picture's boxes.
+    alone = [[[box]] for box in boxes]
+    pairs = [[[box] for box in boxes[:2]], [[box] for box in boxes[2:]]]
+    mixed = [boxes[0], [boxes[1]], [[boxes[2]], [boxes[3]]]]
+    for given, pictures in ((alone, images), (pairs, [torch.cat(images[:2]), torch.cat(images[2:])]), (mixed, images)):
+        found = [photo.box.left for photo in read_photos(pictures, (), given, True)]
+        assert found == [10, 20, 30, 40]
+    assert [photo.box.left for photo in read_photos(images[:2], (), alone[:2], True)] == [10, 20]
+    for given in ([*alone[:3], []], [*alone[:3], [[]]]):
+        with pytest.raises(ValueError, match="no box for photo 4 of 4"):
+            read_photos(images, (), given, True)
+    with pytest.raises(ValueError, match="boxes for 3 images, not 4"):
+        read_photos(images, (), alone[:3], True)
+
+
+def test_each_view_says_whether_a_mask_tells_its_subject(tiny):
+    with_mask, without = Photo(torch.rand(96, 96, 3), box_mask([BOX], 96, 96)), Photo(torch.rand(96, 96, 3), None)
+    views, _ = views_of(tiny, [with_mask, without], holes=False)
+    assert views.told.tolist() == [True] * 3 + [False] * 3 and not views.all_told
+    assert views.told_at(torch.tensor([4, 0])).tolist() == [False, True]
+    assert views_of(tiny, [with_mask], holes=False)[0].all_told
+    untold, _ = views_of(tiny, [without], holes=False)
+    assert untold.subject is None and not untold.all_told
 
 
 def test_views_that_show_the_same_are_encoded_once(tiny, encodings):

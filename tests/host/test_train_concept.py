@@ -1,6 +1,7 @@
 """Learning a concept through the real host: objectives, gradients, settings, and models left as they were."""
 
 import json
+from collections import namedtuple
 
 import comfy.cli_args
 import comfy.model_management
@@ -93,6 +94,13 @@ def test_the_models_are_left_as_they_were(learn, tiny, sample):
     learn(precision="bf16", checkpointing=True, steps=1)
     assert torch.equal(sample(tiny.model, steps=1, size=(8, 8)), before)
     assert all(torch.equal(state[key], value) for key, value in tiny.clip.cond_stage_model.state_dict().items())
+
+
+def test_what_another_pack_notes_on_the_model_stays_what_it_is(learn, tiny):
+    Note = namedtuple("Note", "name value")
+    noted = tiny.model.clone()
+    noted.model_options["another_pack"] = [Note("strength", torch.ones(1))]
+    assert torch.equal(saved(learn(model=noted))["clip_l"], saved(learn())["clip_l"])
 
 
 def test_checkpointing_changes_nothing(learn):

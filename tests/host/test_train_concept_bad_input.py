@@ -8,7 +8,7 @@ import pytest
 import torch
 from inlay.host import concept_loop
 from inlay.host import demo_models as build
-from inlay.host.embedding_files import embedding_name
+from inlay.host.embedding_files import embedding_name, require_alone
 
 from .train_concept_setup import HEIGHT, PAIR, WIDTH, fixture_folder, fixture_learn, fixture_short_samples  # noqa: F401
 
@@ -30,6 +30,8 @@ REFUSED = {
     '"{} on {}" does not hold {} once': {"sentence": "{} on {}"},
     "70 tokens beside 6 of its sentence": {"tokens": 70, "template": "{}\na photo of {} on a beach"},
     "72 tokens beside 4 of its sentence": {"tokens": 72, "sentence": "a photo of one {}"},
+    '"a photo of ({}:1.3)" holds {} inside brackets': {"sentence": "a photo of ({}:1.3)"},
+    '"(a {} (on a) beach" holds {} inside brackets': {"template": "{}\n(a {} (on a) beach"},
 }
 
 
@@ -45,8 +47,15 @@ def test_bad_input_is_one_sentence_before_the_first_step(learn, folder, monkeypa
 def test_an_encoder_of_another_family(learn, tiny):
     unet = build.build_model(build.build_unet(4, seed=1).state_dict())
     unet.model.model_config.unet_config["context_dim"] = 768
-    with pytest.raises(ValueError, match="128 values .* takes 768: they are of different families"):
+    with pytest.raises(ValueError, match="texts are 128 wide and the model takes 768. Connect the CLIP that belongs"):
         learn(model=unet)
+
+
+def test_a_vae_of_another_family(learn, tiny, monkeypatch):
+    monkeypatch.setattr(type(tiny.vae), "encode", lambda *_: pytest.fail("it encoded"))
+    monkeypatch.setattr(tiny.vae, "latent_channels", 16)
+    with pytest.raises(ValueError, match="VAE has 16 latent channels and the model 4. Connect the VAE that belongs"):
+        learn()
 
 
 def test_models_that_learn_no_concept(learn, folder):
@@ -82,6 +91,30 @@ def test_an_overflowing_vae_in_fp16_has_a_sentence_of_its_own(learn, tiny, monke
         learn(objective="pixel")
     with pytest.raises(ValueError, match="Lower the learning rate"):
         learn(objective="latent")
+
+
+def test_a_name_below_an_embeddings_folder_is_taken_as_the_host_finds_it(folder):
+    below = folder / "embeddings" / "mine" / "cats"
+    below.mkdir(parents=True)
+    (below / "cat.pt").touch()
+    assert embedding_name("cat", "number") == "cat-2"
+    with pytest.raises(ValueError, match='concept "cat" already'):
+        embedding_name("cat", "error")
+
+
+def test_no_file_is_overwritten_whose_name_lies_elsewhere_too(learn, folder):
+    top = folder / "embeddings"
+    (top / "mine").mkdir(parents=True)
+    for beside in ("cat.safetensors", "cat.pt"):
+        (top / beside).touch()
+        require_alone("cat")
+    (top / "mine" / "cat.safetensors").touch()
+    with pytest.raises(ValueError, match=r'^Another concept "cat" lies at .*mine.cat.safetensors, .* Choose another'):
+        learn("cat", if_exists="overwrite")
+    assert (top / "cat.safetensors").stat().st_size == 0
+    (top / "dog").touch()
+    with pytest.raises(ValueError, match='Another concept "dog" lies at'):
+        require_alone("dog")
 
 
 def test_names(folder):

@@ -140,7 +140,7 @@ def test_the_saliency_is_spins_of_the_same_forward(tiny, folder, monkeypatch):
 
     monkeypatch.setattr(concept_loop, "objective_loss", compare)
     try:
-        learned = learn(tiny.model, tiny.clip, tiny.vae, steps=3, flips=False)
+        learned = learn(tiny.model, tiny.clip, tiny.vae, steps=3, flips=False, mask_source="self-attention")
     finally:
         for hook in hooks:
             hook.remove()

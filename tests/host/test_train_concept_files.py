@@ -99,6 +99,23 @@ def test_any_failure_keeps_what_was_learned(learn, folder, monkeypatch):
     assert not checkpoint.exists()
 
 
+@pytest.mark.parametrize("broken", ["sampling", "decoding"])
+def test_a_sample_that_is_not_a_number_costs_the_sample_alone(learn, tiny, monkeypatch, caplog, broken):
+    whole = learn("whole")
+    if broken == "sampling":
+        plain = concept_loop.ConceptLoop._sample
+        monkeypatch.setattr(concept_loop.ConceptLoop, "_sample", lambda loop: plain(loop) * float("nan"))
+    else:
+        monkeypatch.setattr(type(tiny.vae), "decode", lambda *_: torch.full((1, 40, 48, 3), float("nan")))
+    learned = learn("cat")
+    assert "The sample is left out of the preview." in caplog.text
+    assert learned.prompt == "embedding:cat" and learned.losses == whole.losses
+    assert torch.equal(saved(learned)["clip_l"], saved(whole)["clip_l"]) and torch.equal(learned.mask, whole.mask)
+    assert torch.equal(learned.conditioning[0][0], whole.conditioning[0][0])
+    width = PAIR.shape[2]
+    assert learned.preview.shape[2] == 2 * width and torch.equal(learned.preview, whole.preview[:, :, : 2 * width])
+
+
 def test_a_failure_before_the_first_step_keeps_nothing(learn, folder, monkeypatch):
     fail_in(monkeypatch, 0)
     with pytest.raises(RuntimeError, match="the card is gone"):

@@ -1,5 +1,6 @@
 """The subject nodes as the executor calls them."""
 
+import json
 from pathlib import Path
 
 import folder_paths
@@ -50,6 +51,24 @@ def test_a_subject_is_trained_loaded_and_asked_for(tiny, sample):
     assert all(torch.equal(again[key], trained[key]) for key in trained)
     assert torch.equal(positive[0][0], told[0][0][0])
     assert sample(model, positive=positive, negative=negative).isfinite().all()
+
+
+def test_a_list_of_captions_is_a_line_each(tiny):
+    images, others = [torch.rand(1, 64, 80, 3), torch.rand(1, 80, 64, 3)], [torch.rand(2, 64, 64, 3)]
+    widgets = {**defaults(TrainSubject), "preset": "custom", "steps": 1, "batch": 1, "resolution": 64, "rank": 2}
+    widgets |= {"mode": "text", "views": 1, "resume": False}
+    lists = {name: [value] for name, value in widgets.items()}
+    parts = {"model": [tiny.model], "vae": [tiny.vae], "clip": [tiny.clip], "images": images, "class_images": others}
+    one, several = "a photo of\nan sks star", ["a drawing of a star", "a red star"]
+    captions = {"prompt": [one, "a drawing of an sks star"], "class_prompt": several}
+    for told, wanted in (
+        (captions, ("a photo of an sks star\na drawing of an sks star", "a drawing of a star\na red star")),
+        ({"prompt": [one], "class_prompt": several[:1]}, (one, several[0])),
+    ):
+        with torch.inference_mode():
+            lora = TrainSubject.execute(**parts, **{**lists, **told}).args[0]
+        recipe = json.loads(lora.metadata["inlay.recipe"])
+        assert (recipe["prompt"], recipe["class_prompt"]) == wanted
 
 
 def test_a_file_that_was_written_again_is_read_again():
