@@ -62,4 +62,4 @@ def test_the_size_of_sd15(monkeypatch):
     models, image = scale.models, scale.image[:, :128, :128]
     monkeypatch.setattr(concept, "ACCUMULATION", 1)
     assert concept.Straight(models, image, 1)().shape == (concept.TOKENS, 768)
-    assert list(concept.learn(models, image, 1, objective="saliency focus")) == [1]
+    assert list(concept.learn(models, image, 1, objective="saliency focus", mask_source="self-attention")) == [1]
