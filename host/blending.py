@@ -17,6 +17,7 @@ from .clip_guidance_patch import ClipOptions, guide_by_clip
 from .notice import show_sentence
 from .painting import PaintSettings, paint
 from .ranking import rank_pictures, score_pictures
+from .text_width import reads, require_width
 from .tokens import encode_text
 
 logger = logging.getLogger("inlay")
@@ -28,6 +29,7 @@ SAY_WHAT_IS_THERE_INSTEAD = (
     "To remove something, leave condition on and say at positive what the place shows without it: a model that is not "
     "told leaves some of the thing, or paints another one, more often."
 )
+CONNECT_BOTH = "Connect positive and negative, encoded by the model's own text encoder."
 
 
 @dataclass(frozen=True)
@@ -131,25 +133,10 @@ def model_texts(models: BlendModels, texts: BlendTexts) -> tuple[list, list]:
         positive = encode_text(models.clip, texts.text) if texts.positive is None else texts.positive
     else:
         # A removal with condition on may name the thing at negative, which the model is never to be told.
-        positive = empty if texts.condition or fits(models.model, empty) else negative
+        positive = empty if texts.condition or reads(models.model, empty[0][0]) else negative
     for text in (positive, negative):
-        if not fits(models.model, text):
-            width, wanted = text[0][0].shape[-1], context_width(models.model)
-            raise ValueError(
-                f"The model is told texts {width} wide and takes {wanted}. "
-                "Connect positive and negative, encoded by the model's own text encoder."
-            )
+        require_width(models.model, text[0][0], CONNECT_BOTH)
     return positive, negative
-
-
-def context_width(model: ModelPatcher) -> int | None:
-    """The width of the texts that the model's UNet reads; None where its configuration does not say (PixArt)."""
-    return model.model.model_config.unet_config.get("context_dim")
-
-
-def fits(model: ModelPatcher, text: list) -> bool:
-    """Whether a CONDITIONING is as wide as the model's UNet reads texts."""
-    return context_width(model) in (None, text[0][0].shape[-1])
 
 
 def without_the_thing(image: Tensor, mask: Tensor) -> Tensor:

@@ -91,15 +91,6 @@ def require_same_family(model: ModelPatcher, other: ModelPatcher) -> None:
         )
 
 
-def require_own_text(model: ModelPatcher, text: list) -> None:
-    """Raises ValueError for a CONDITIONING of another width than the model's."""
-    width, wanted = text[0][0].shape[-1], model.model.model_config.unet_config.get("context_dim")
-    if width != wanted:
-        raise ValueError(
-            f"The texts are {width} wide and the model takes {wanted}. Connect the CLIP that belongs to the model."
-        )
-
-
 def _family(model: ModelPatcher) -> tuple:
     config = model.model.model_config.unet_config
     keys = ("in_channels", "context_dim", "adm_in_channels")

@@ -28,6 +28,7 @@ from .contrast import with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
 from .models import prediction_kind
+from .out_of_memory import is_out_of_memory
 from .recompute import recompute_blocks
 from .saliency import BLIND, on_picture
 from .together import examples_together
@@ -155,8 +156,8 @@ class ConceptLoop:
             self.pending.clear()
             try:
                 return self.training.step(self.material.text.encode, self._loss, self.at_once)
-            except comfy.model_management.OOM_EXCEPTION:
-                if self.at_once == 1:
+            except Exception as error:
+                if self.at_once == 1 or not is_out_of_memory(error):
                     raise
             # Out of the handler, whose error holds on to the graph.
             self.at_once = min(self.at_once, self.settings.accumulation) // 2 or 1
@@ -244,7 +245,9 @@ class ConceptLoop:
         sample = None
         try:
             sample = (self.decoder(self._sample()).movedim(1, -1).cpu() + 1) / 2
-        except comfy.model_management.OOM_EXCEPTION:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             logger.warning("Out of memory for the live preview's sample. It is left out.")
         values = (self.panel(sample)[0].nan_to_num() * 255).round().numpy().astype(numpy.uint8)
         return "JPEG", Image.fromarray(values), PREVIEW_SIDE

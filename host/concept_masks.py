@@ -11,14 +11,12 @@ from ..guidance.masks import fit_mask
 from ..training.concept import ConceptSettings
 from .gradients import ordinary
 from .saliency import chosen_layers, self_attention_map
-from .salient_masks import AUTO_LAYER, salient_masks
+from .salient_masks import AUTO_LAYER, AUTO_THRESHOLD, salient_masks
 from .unet_blocks import BlockKey
 
 MASK_SOURCES = ("auto", *READINGS, "masks")
 # Where a picture's saliency is looked at before training.
 TIMESTEPS = (500, 300, 100)
-# Of `auto` without masks: what the shipped workflows have, as chosen on the demo world's tuning seeds.
-AUTO_THRESHOLD = 1.25
 
 
 def with_source(settings: ConceptSettings, masks: Tensor | None) -> ConceptSettings:

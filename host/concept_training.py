@@ -16,8 +16,6 @@ from ..attention.salient_sources import READINGS, RECEIVED
 from ..guidance.masks import latent_mask
 from ..training.concept import ConceptSettings, ConceptTraining, Vectors
 from ..training.objectives import OBJECTIVES
-from .branches import require_own_text
-from .cancelled import keep_pictures, while_cancelling
 from .concept_checkpoint import ConceptCheckpoint
 from .concept_loop import AfterStep, ConceptLoop
 from .concept_masks import given_masks, legible_layers, with_source
@@ -26,8 +24,11 @@ from .concept_text import SLOT, ConceptText, spoken
 from .decoders import require_fit
 from .embedding_files import embedding_name, require_alone, save_embedding
 from .gradients import ordinary
+from .kept_work import best_effort, keep_pictures
 from .models import prediction_kind
+from .out_of_memory import is_out_of_memory
 from .pictures import decode_picture, encode_picture, pad_mask, scaled_down
+from .text_width import require_width
 from .unet_blocks import require_unet
 
 logger = logging.getLogger("inlay")
@@ -133,7 +134,7 @@ class _Job:
         self.said, self.sentence = sentence, text.sentence(sentence)
         text.require_room(len(next(iter(start.values()))), self.sentence)
         conditioning = text.conditioning(start)
-        require_own_text(model, conditioning)
+        require_width(model, conditioning[0][0])
         masks = given_masks(masks, images, settings) if objective.extra == "focus" else None
         with torch.inference_mode(False):
             images = scaled_down(images, settings.resolution)
@@ -171,7 +172,7 @@ class _Job:
         try:
             sample = loop.run()
         except comfy.model_management.InterruptProcessingException:
-            with while_cancelling():
+            with best_effort():
                 self.checkpoint.save(loop)
                 keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
             raise
@@ -195,7 +196,9 @@ class _Job:
         """The sample's picture (1, h, w, 3), or None: the concept is learned and saved without it."""
         try:
             return decode_picture(self.vae, sample, *self.material.images.shape[1:3]).float().cpu()
-        except (ValueError, comfy.model_management.OOM_EXCEPTION) as error:
+        except Exception as error:
+            if not (isinstance(error, ValueError) or is_out_of_memory(error)):
+                raise
             logger.warning("The sample is left out of the preview. %s", error)
             return None
 

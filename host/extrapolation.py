@@ -12,8 +12,8 @@ from torch import Tensor
 
 from ..guidance.extrapolation import SIDES, grow, grow_mask, match_seam, outermost, place_at, plan_side
 from ..guidance.paste import paste_back
-from .cancelled import keep_pictures, while_cancelling
 from .clip_guidance_patch import ClipOptions, clip_nets, clip_targets, guide_to_targets
+from .kept_work import best_effort, keep_pictures
 from .painting import PaintSettings, paint
 from .tokens import encode_text
 
@@ -89,7 +89,7 @@ def extrapolate(
                 outermost(canvas, side, edit.window).copy_(pasted)
                 done += 1
     except comfy.model_management.InterruptProcessingException:
-        with while_cancelling():
+        with best_effort():
             keep_pictures(canvas, "inlay_cancelled", done, total)
         raise
     return canvas, new

@@ -12,10 +12,10 @@ from torch import Tensor
 from ..attention.boxes import Box, bounding_box, box_mask, find_box, salient_part
 from ..attention.saliency import soften
 from .attention_layers import require_readable
-from .branches import require_own_text
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, word_maps
 from .salient_masks import saliency_scores
+from .text_width import require_width
 from .tokens import concept_positions, encode_text
 from .word_gain import word_gain
 
@@ -62,14 +62,14 @@ def find_boxes(
     """
     height, width = image.shape[1:3]
     by_words = outline == OUTLINES[0]
-    # Before any picture is looked at.
-    require_readable(model)
-    concept_positions(clip, prompt, concept)
-    require_own_text(model, encode_text(clip, prompt))
     parts = model, clip, vae
     if by_words:
         seen = concept_maps(*parts, image, prompt, concept, alpha, passes, layer, self_attention, seed, stretch)
     else:
+        # Before any picture is looked at.
+        require_readable(model)
+        concept_positions(clip, prompt, concept)
+        require_width(model, encode_text(clip, prompt)[0][0])
         salient = saliency_scores(model, vae, image, SALIENT_BY, seed=seed)
         gains = (word_gain(*parts, one, prompt, concept, seed)[0] for one in image.split(1))
         seen = zip(salient, gains, strict=True)
@@ -112,6 +112,7 @@ def concept_maps(
     require_readable(model)
     positions = concept_positions(clip, prompt, concept)
     conditioning = encode_text(clip, prompt)
+    require_width(model, conditioning[0][0])
     latents = encode_picture(vae, image)
     layers = chosen_layers(model, latents, layer)
     timesteps = torch.linspace(500, 100, passes).tolist()

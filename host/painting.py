@@ -14,11 +14,11 @@ from ..guidance.paste import fill_smoothly, paste_back
 from ..guidance.samplers import SAMPLERS
 from ..guidance.start import start_latent
 from ..guidance.trajectory import Trajectory
-from .cancelled import keep_pictures, while_cancelling
 from .candidate_run import CandidateRun
 from .decoder_tuning import decode_tuned
 from .inpaint_channels import hole, inpaint_channels, takes_masked_image
 from .inversion import invert_latent
+from .kept_work import best_effort, keep_pictures
 from .models import model_id
 from .paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES, TUNED, PaintSettings, schedule
 from .pictures import decode_picture, encode_picture, pad_mask
@@ -110,16 +110,16 @@ def paint(
         reached = samples[len(images) :]
         if job.view is not None and job.view.isfinite().all():
             reached.append(painter.model.process_latent_out(job.view.float().cpu()))
-        with while_cancelling():
+        with best_effort():
             images += [finish(part, tune=False) for part in reached]
         if images:
-            with while_cancelling():
+            with best_effort():
                 keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
         raise
     except Exception:
         # The finished parts may have taken hours, and only the last one is at fault.
         if images:
-            with while_cancelling("The run failed"):
+            with best_effort("The run failed"):
                 keep_pictures(torch.cat(images), "inlay_finished", job.step, job.total, "The run failed")
         raise
     samples = torch.cat(samples)

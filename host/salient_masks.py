@@ -11,16 +11,18 @@ from ..attention.saliency import soften
 from ..attention.salient_sources import BORDER, CALIBRATED, READINGS, RECEIVED
 from ..guidance.masks import dilate, erode, fit_mask
 from .attention_layers import require_readable
-from .branches import require_own_text
 from .decoders import require_fit
 from .inversion import empty_conditioning
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, self_attention_map, word_maps
+from .text_width import require_width
 from .tokens import concept_positions, encode_text
 
 SOURCES = (*READINGS, "words", "mask")
 # Where each source localises: the paper's block, and the grid where signs and words are legible.
 AUTO_LAYER = {RECEIVED: "middle", CALIBRATED: "16x16", BORDER: "16x16 decoder", "words": "16x16"}
+# Of attention to the border, in the shipped workflows, as chosen on the demo world's tuning seeds.
+AUTO_THRESHOLD = 1.25
 
 
 def saliency_scores(
@@ -52,7 +54,7 @@ def saliency_scores(
         conditioning = encode_text(clip, prompt)
     else:
         conditioning = positive or empty_conditioning(model)
-    require_own_text(model, conditioning)
+    require_width(model, conditioning[0][0])
     latents = encode_picture(vae, image)
     layers = chosen_layers(model, latents, layer)
     progress = comfy.utils.ProgressBar(len(latents))

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..training.subject import NotANumber, SubjectTraining
 from ..training.subject_settings import SubjectSettings
-from .cancelled import keep_pictures, while_cancelling
 from .fingerprints import patcher_id, patches_id, weights_id
 from .inpaint_channels import takes_masked_image
+from .kept_work import best_effort, keep_pictures
 from .lora_files import Lora, base_metadata
 from .lora_training import TrainableLora
 from .models import model_id, prediction_kind
@@ -29,8 +29,9 @@ from .subject_folder import PictureFolder
 from .subject_loop import SubjectLoop, Trainable
 from .subject_photos import Photo
 from .subject_projection import projection_tensors, trainable_projection
-from .subject_telling import Teller, read_prompts, require_width, tell_by_references, tell_by_texts
+from .subject_telling import CONNECT_ITS_OWN, Teller, read_prompts, tell_by_references, tell_by_texts
 from .subject_views import Item, make_views
+from .text_width import require_width
 
 logger = logging.getLogger("inlay")
 
@@ -108,10 +109,10 @@ class SubjectJob:
             for data, end in self._stretches():
                 loop.run(data, end)
         except comfy.model_management.InterruptProcessingException:
-            with while_cancelling():
+            with best_effort():
                 self.stop()
             if loop.data is not None:
-                with while_cancelling():
+                with best_effort():
                     keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
             raise
         except Exception as error:
@@ -186,7 +187,7 @@ class SubjectJob:
             told = list(dict.fromkeys(texts))
             condition = tell_by_texts(teller, told)
             context_of = torch.tensor([told.index(text) for text in texts])
-        require_width(self.model, condition.contexts)
+        require_width(self.model, condition.contexts, CONNECT_ITS_OWN)
         return SubjectData(views, condition, context_of)
 
     def _metadata(self) -> dict[str, str]:

@@ -17,7 +17,8 @@ from .lora_files import patched_otherwise, require_base
 from .notice import show_sentence
 from .reference_conditioning import reference_conditioning
 from .subject_projection import has_projection, load_projection, without_projection
-from .subject_telling import require_width
+from .subject_telling import CONNECT_ITS_OWN
+from .text_width import require_width
 from .tokens import encode_text
 
 WAYS = ("weights", "bypass")
@@ -76,7 +77,7 @@ def subject_conditioning(
         if has_projection(lora):
             encoder = load_projection(lora)
         told = reference_conditioning(encoder, vision, reference, mask)
-        require_width(model, told[0][0][0])
+        require_width(model, told[0][0][0], CONNECT_ITS_OWN)
         return told
     prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
     if clip is not None and prompt:

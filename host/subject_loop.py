@@ -23,14 +23,13 @@ from ..training.subject_settings import SNR_CAP, SubjectSettings
 from .activations import backward_factor
 from .attention_capture import Seen, watch_attention
 from .backward_room import make_room
-from .concept_masks import AUTO_THRESHOLD
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .lora_training import count_parameters
 from .models import prediction_kind
 from .notice import show_sentence
 from .recompute import bytes_kept, recompute_blocks
 from .saliency import BLIND, chosen_layers
-from .salient_masks import AUTO_LAYER
+from .salient_masks import AUTO_LAYER, AUTO_THRESHOLD
 from .subject_data import SubjectData
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}

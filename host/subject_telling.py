@@ -6,7 +6,6 @@ from dataclasses import dataclass
 import comfy.clip_vision
 import comfy.sd
 import torch
-from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
@@ -14,6 +13,9 @@ from .concept_region_patch import stack_contexts
 from .gradients import ordinary
 from .reference_conditioning import encode_pooled, no_pooled, null_token, pooled_states
 from .tokens import encode_text
+
+# Of a condition of another width than the model's.
+CONNECT_ITS_OWN = "Connect the reference encoder or the CLIP that belongs to the model."
 
 
 @dataclass(frozen=True)
@@ -88,13 +90,3 @@ def read_prompts(text: str, photos: int) -> list[str]:
     if len(lines) not in (1, photos):
         raise ValueError(f"There are {len(lines)} prompts for {photos} photos. Give one line, or one for each photo.")
     return lines * photos if len(lines) == 1 else lines
-
-
-def require_width(model: ModelPatcher, contexts: Tensor) -> None:
-    """Raises ValueError where the model does not read such contexts (..., C)."""
-    wanted, found = model.model.model_config.unet_config.get("context_dim"), contexts.shape[-1]
-    if wanted != found:
-        raise ValueError(
-            f"The condition has {found} values a token and {type(model.model).__name__} takes {wanted}. "
-            "Connect the reference encoder or the CLIP that belongs to the model."
-        )

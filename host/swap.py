@@ -15,15 +15,16 @@ from ..guidance.distillation import CELLS, METHODS, distil, draw_timesteps
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.noise import CandidateNoise
 from ..guidance.paste import paste_back
-from .branches import Forward, inside_sampling, require_own_text, require_same_family, stack_texts
-from .cancelled import keep_pictures, while_cancelling
+from .branches import Forward, inside_sampling, require_same_family, stack_texts
 from .candidates import candidates_that_fit
 from .concept_region_patch import concept_region
 from .contrast import contrast_gradient, with_backward
+from .kept_work import best_effort, keep_pictures
 from .models import prediction_kind
 from .pictures import decode_picture, encode_picture
 from .progress import steps_progress
 from .swap_settings import SwapSettings, SwapTexts
+from .text_width import require_width
 from .together import plain
 from .tokens import encode_text, require_learned
 from .unet_blocks import require_unet
@@ -75,7 +76,7 @@ def swap_picture(
         samples = job.run(latent)
     except comfy.model_management.InterruptProcessingException:
         if job.samples is not None:
-            with while_cancelling():
+            with best_effort():
                 keep_pictures(finish(job.samples), "inlay_cancelled", job.done, job.total)
         raise
     return finish(samples), {"samples": samples}
@@ -130,7 +131,7 @@ class _Swap:
         for text in texts:
             require_learned(clip, text)
             encoded.append(encode_text(clip, text))
-            require_own_text(model, encoded[-1])
+            require_width(model, encoded[-1][0][0])
         return encoded
 
     def run(self, latent: Tensor) -> Tensor:

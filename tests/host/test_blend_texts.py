@@ -10,7 +10,7 @@ from inlay.host.blending import SAY_WHAT_IS_THERE_INSTEAD
 from .blend_setup import fixture_blend  # noqa: F401
 
 WIDTH = 96
-REFUSED = f"told texts 128 wide and takes {WIDTH}. Connect positive and negative"
+REFUSED = f"texts are 128 wide and the model takes {WIDTH}. Connect positive and negative"
 
 
 @pytest.fixture(name="foreign")

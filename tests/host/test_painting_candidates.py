@@ -11,8 +11,8 @@ import folder_paths
 import pytest
 import torch
 from inlay.host import candidates, painting
-from inlay.host.cancelled import keep_pictures
 from inlay.host.candidate_run import CandidateRun
+from inlay.host.kept_work import keep_pictures
 from inlay.host.region_patches import guide_region
 from inlay.host.regions import Region
 

@@ -184,7 +184,7 @@ def test_a_base_that_had_other_loras_on_it_is_missed_and_said_to_be(tiny, lora, 
 
 def test_tokens_that_the_model_does_not_read_are_refused(tiny, lora):
     wide = ReferenceEncoder(torch.nn.Linear(128, 768), torch.zeros(1, 1, 768), 128).requires_grad_(False)
-    with pytest.raises(ValueError, match="768 values a token and BaseModel takes 128. Connect the reference encoder"):
+    with pytest.raises(ValueError, match="768 wide and the model takes 128. Connect the reference encoder"):
         subject_conditioning(tiny.inpaint_model, lora, wide, tiny.clip_vision, torch.rand(1, 64, 64, 3), None)
 
 

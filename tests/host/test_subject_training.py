@@ -125,7 +125,9 @@ def test_bad_input_is_refused_before_the_first_step(tiny, setup):
     narrow = ReferenceEncoder(nn.Linear(768, 768), torch.zeros(1, 1, 768), 768)
     refused.append(({"teller": Teller(narrow, tiny.clip_vision)}, "takes 768"))
     wide = ReferenceEncoder(nn.Linear(128, 768), torch.zeros(1, 1, 768), 128).requires_grad_(False)
-    refused.append(({"teller": Teller(wide, tiny.clip_vision)}, "768 values a token"))
+    refused.append(
+        ({"teller": Teller(wide, tiny.clip_vision)}, "768 wide and the model takes 128. Connect the reference encoder")
+    )
     for changes, words in refused:
         with pytest.raises(ValueError, match=words):
             train(tiny, setup, "never", **changes)

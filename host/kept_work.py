@@ -17,7 +17,7 @@ PREVIEW_SIDE = 512
 
 
 @contextmanager
-def while_cancelling(why: str = "Cancelled") -> Iterator[None]:
+def best_effort(why: str = "Cancelled") -> Iterator[None]:
     """Logs what fails in here: the work so far is worth keeping, but no other error may take the first one's place.
 
     why: how the log's sentence begins.

@@ -1,0 +1,26 @@
+"""The width of the texts that a model reads, and the sentence for texts of another one."""
+
+from comfy.model_patcher import ModelPatcher
+from torch import Tensor
+
+
+def context_width(model: ModelPatcher) -> int | None:
+    """The width of the texts that the model's UNet reads; None where its configuration does not say (PixArt)."""
+    return model.model.model_config.unet_config.get("context_dim")
+
+
+def reads(model: ModelPatcher, contexts: Tensor) -> bool:
+    """Whether contexts (..., C) are as wide as the model's UNet reads texts."""
+    return context_width(model) in (None, contexts.shape[-1])
+
+
+def require_width(
+    model: ModelPatcher,
+    contexts: Tensor,
+    advice: str = "Connect the CLIP that belongs to the model.",
+) -> None:
+    """Raises ValueError, ending with the advice, for contexts (..., C) of another width than the model's."""
+    if not reads(model, contexts):
+        raise ValueError(
+            f"The texts are {contexts.shape[-1]} wide and the model takes {context_width(model)}. {advice}"
+        )
