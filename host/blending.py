@@ -1,10 +1,12 @@
 """Blended Diffusion as one job: CLIP guidance, the paint job over a re-noised background, and the ranking."""
 
+import copy
 import logging
 import math
 from dataclasses import dataclass, replace
 
 import comfy.clip_vision
+import comfy.samplers
 import comfy.sd
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -81,14 +83,16 @@ def blend_pictures(
     options: ClipOptions,
     keep: int = 0,
     sigmas: Tensor | None = None,
+    guider: comfy.samplers.CFGGuider | None = None,
 ) -> tuple[Tensor, list[float]]:
     """The best `keep` candidates (0: all), best first, and their scores; of a batch, picture after picture.
 
     image: (B, H, W, 3) in [0, 1]. mask: (M, H, W), 1 = generate, neither empty nor full; the smaller of the two batches
     is repeated in turn. Without a text there is no guidance, the surroundings stand in the mask at the start (see
     without_the_thing), the candidates stay in their order and the scores are NaN. A model that is told nothing, not
-    even what to avoid, runs at cfg 1. An edit is the same, bit for bit, as guide_by_clip, paint and score_pictures one
-    after another. Raises ValueError for what is wrong before anything is painted.
+    even what to avoid, runs at cfg 1. guider: paints instead of the model, its texts and cfg. An edit is the same, bit
+    for bit, as guide_by_clip, paint and score_pictures one after another. Raises ValueError for what is wrong before
+    anything is painted.
     """
     if models.clip is None:
         raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
@@ -102,16 +106,21 @@ def blend_pictures(
         # Nothing chooses among them, so the first ones are as good as any.
         settings = replace(settings, candidates=min(settings.candidates, keep or settings.candidates))
     background = image if settings.background == "none" else None
-    parts = models.model, models.vae, models.clip, models.vision
+    painter = models.model if guider is None else guider.model_patcher
+    parts = painter, models.vae, models.clip, models.vision
     guided = guide_by_clip(*parts, texts.text, None, mask, background, options)
-    positive, negative = model_texts(models, texts)
+    positive = negative = None
+    if guider is None:
+        positive, negative = model_texts(models, texts)
+    else:
+        guider = with_model(guider, guided)
     if not texts.told and positive is negative:
         # Both halves of classifier-free guidance would be the same.
         settings = replace(settings, cfg=1.0)
-    if not texts.wanted and not texts.told:
+    if not texts.wanted and not texts.told and guider is None:
         show_sentence(SAY_WHAT_IS_THERE_INSTEAD)
     shown = image if texts.wanted else without_the_thing(image, mask)
-    images, _ = paint(guided, positive, negative, models.vae, shown, mask, settings, sigmas=sigmas)
+    images, _ = paint(guided, positive, negative, models.vae, shown, mask, settings, None, guider, sigmas)
     if not texts.wanted:
         logger.info("There is no text to rank the candidates by: they stay in their order, with scores that are NaN.")
         scores = torch.full((len(images),), math.nan)
@@ -119,6 +128,13 @@ def blend_pictures(
         places = mask.repeat(settings.candidates, 1, 1) if len(mask) > 1 else mask
         scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
     return best_of_each(images, scores, len(images) // settings.candidates, keep)
+
+
+def with_model(guider: comfy.samplers.CFGGuider, model: ModelPatcher) -> comfy.samplers.CFGGuider:
+    """A copy of the guider that paints with the model."""
+    guider = copy.copy(guider)
+    guider.model_patcher, guider.model_options = model, model.model_options
+    return guider
 
 
 def model_texts(models: BlendModels, texts: BlendTexts) -> tuple[list, list]:

@@ -107,6 +107,11 @@ class Blend(io.ComfyNode):
                 io.Sigmas.Input(
                     "sigmas", optional=True, tooltip="Noise levels to use instead of steps, scheduler and denoise."
                 ),
+                io.Guider.Input(
+                    "guider",
+                    optional=True,
+                    tooltip="Paints instead of model, condition, positive, negative and cfg. CLIP guides it too.",
+                ),
                 *_widgets(Paint, _OF_PAINT_LAST),
             ],
             outputs=[
@@ -137,6 +142,7 @@ class Blend(io.ComfyNode):
         positive=None,
         negative=None,
         sigmas=None,
+        guider=None,
         **widgets,
     ) -> io.NodeOutput:
         guidance = {field.name: widgets.pop(field.name) for field in fields(ClipOptions) if field.name in widgets}
@@ -144,7 +150,7 @@ class Blend(io.ComfyNode):
         texts = BlendTexts(text, condition, positive, negative)
         models = BlendModels(model, clip, vae, clip_vision)
         settings = blend_settings(algorithm, **widgets)
-        return io.NodeOutput(*blend_pictures(models, image, mask, texts, settings, options, keep, sigmas))
+        return io.NodeOutput(*blend_pictures(models, image, mask, texts, settings, options, keep, sigmas, guider))
 
 
 NODES = [Blend]

@@ -4,6 +4,7 @@ import math
 from functools import partial
 
 import comfy.model_management
+import comfy.samplers
 import pytest
 import torch
 from inlay.host import decoder_tuning, painting
@@ -46,6 +47,20 @@ def test_it_is_the_graph_wired_by_hand(tiny, encode, blend, algorithm, condition
     assert torch.equal(images, ranked[0]) and scores == ranked[1]
     assert scores[0] >= scores[1] and not torch.equal(images[0], images[1])
     assert all(torch.equal(image[OUTSIDE], IMAGE[0][OUTSIDE]) for image in images)
+
+
+def test_a_guider_paints_and_clip_guides_it(tiny, encode, blend):
+    """As Guide by CLIP before the guider, and the guider at Paint; the user's own guider is left as it was."""
+    guider = comfy.samplers.CFGGuider(tiny.model)
+    guider.set_conds(encode(TEXT), encode(""))
+    guider.set_cfg(3.0)
+    given = dict(vars(guider))
+    images, scores = blend(guider=guider, cfg=9.0)
+    wired = blend(cfg=3.0)
+    assert torch.equal(images, wired[0]) and scores == wired[1]
+    assert vars(guider) == given and guider.model_patcher is tiny.model
+    assert torch.equal(blend(guider=guider, text="")[0], blend(positive=encode(TEXT), text="", cfg=3.0)[0])
+    assert not torch.equal(images, blend(guider=guider, strength=0.0)[0])
 
 
 def test_an_empty_text_removes_and_does_not_rank(tiny, encode, blend):
