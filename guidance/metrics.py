@@ -37,20 +37,28 @@ def psnr(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
 def ssim(a: Tensor, b: Tensor, weight: Tensor | None = None) -> Tensor:
     """Structural similarity (Wang et al. 2004): 11 x 11 Gaussian windows of deviation 1.5, wholly within the picture.
 
-    A region takes the windows whose centre it holds; those at its edge see both sides. NaN where it holds none. Raises
-    ValueError for pictures smaller than a window.
+    A region takes the windows whose centre it holds, and of each the pixels that it holds, by their share: the other
+    side does not count. NaN where it holds no centre. Raises ValueError for pictures smaller than a window.
     """
     if min(a.shape[-2:]) < _WINDOW:
         raise ValueError(f"SSIM needs pictures of at least {_WINDOW} x {_WINDOW} pixels.")
     a, b = a.double(), b.double()
-    mean_a, mean_b = _blur(a), _blur(b)
-    variance_a, variance_b = _blur(a * a) - mean_a**2, _blur(b * b) - mean_b**2
-    covariance = _blur(a * b) - mean_a * mean_b
+    share = torch.ones_like(a[:, :1]) if weight is None else weight[:, None].to(a)
+    # Windows that hold nothing have no centre in the region either.
+    held = _blur(share).clamp(min=torch.finfo(a.dtype).tiny)
+
+    def mean(values: Tensor) -> Tensor:
+        return _blur(values * share) / held
+
+    mean_a, mean_b = mean(a), mean(b)
+    variance_a, variance_b = mean(a * a) - mean_a**2, mean(b * b) - mean_b**2
+    covariance = mean(a * b) - mean_a * mean_b
     c1, c2 = 0.01**2, 0.03**2
     values = (2 * mean_a * mean_b + c1) * (2 * covariance + c2)
     values = values / ((mean_a**2 + mean_b**2 + c1) * (variance_a + variance_b + c2))
     edge = _WINDOW // 2
-    return _region_mean(values.mean(1), None if weight is None else weight[:, edge:-edge, edge:-edge]).float()
+    centres = None if weight is None else share[:, 0, edge:-edge, edge:-edge]
+    return _region_mean(values.mean(1), centres).float()
 
 
 def lpips(

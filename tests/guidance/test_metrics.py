@@ -55,21 +55,42 @@ def test_a_region_sees_nothing_of_the_other_side():
     a, b = pair()
     mask = half()
     spoiled = torch.where(mask[:, None] > 0, b, torch.rand_like(b))
-    for metric in (metrics.mse, metrics.psnr):
+    for metric in (metrics.mse, metrics.psnr, metrics.ssim):
         torch.testing.assert_close(metric(a, b, mask), metric(a, spoiled, mask))
         assert not torch.allclose(metric(a, b, 1 - mask), metric(a, spoiled, 1 - mask))
     inside, outside = metrics.mse(a, b, mask), metrics.mse(a, b, 1 - mask)
     torch.testing.assert_close((inside + outside) / 2, metrics.mse(a, b))
 
 
-def test_the_ssim_of_a_region_is_the_mean_of_its_windows():
+def test_the_ssim_of_a_region_takes_its_share_of_each_window():
+    """Against the moments of every window, pixel by pixel."""
+    a, b = pair(1, 17, 16)
+    share = torch.rand(1, 17, 16, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    share[:, :, :5] = 0
+    line = torch.exp(-(torch.arange(-5, 6, dtype=torch.float64) ** 2) / (2 * 1.5**2))
+    total = weights = 0.0
+    for y in range(5, 12):
+        for x in range(5, 11):
+            at = slice(y - 5, y + 6), slice(x - 5, x + 6)
+            window = torch.outer(line, line) * share[0][at]
+            one, other = a[0][(..., *at)].double(), b[0][(..., *at)].double()
+            mean_1, mean_2 = ((values * window).sum((1, 2)) / window.sum() for values in (one, other))
+            apart_1, apart_2 = one - mean_1.view(3, 1, 1), other - mean_2.view(3, 1, 1)
+            of_1, of_2, both = (
+                (values * window).sum((1, 2)) / window.sum() for values in (apart_1**2, apart_2**2, apart_1 * apart_2)
+            )
+            value = (2 * mean_1 * mean_2 + 1e-4) * (2 * both + 9e-4)
+            value = value / ((mean_1**2 + mean_2**2 + 1e-4) * (of_1 + of_2 + 9e-4))
+            total, weights = total + share[0, y, x] * value.mean(), weights + share[0, y, x]
+    torch.testing.assert_close(metrics.ssim(a, b, share)[0].double(), total / weights, atol=1e-6, rtol=0)
+
+
+def test_the_ssim_of_a_region():
     a, b = pair()
     weight = torch.ones(1, 40, 52)
     torch.testing.assert_close(metrics.ssim(a, b, weight), metrics.ssim(a, b))
-    single = torch.zeros(1, 40, 52)
-    single[:, 20, 30] = 1
-    window = metrics.ssim(a[..., 15:26, 25:36], b[..., 15:26, 25:36])
-    torch.testing.assert_close(metrics.ssim(a, b, single), window)
+    kept = torch.where(half()[:, None] > 0, b, a)
+    assert (metrics.ssim(a, kept, 1 - half()) == 1).all() and (metrics.ssim(a, kept, half()) < 0.95).all()
     rim = torch.zeros(1, 40, 52)
     rim[:, 0] = 1
     assert metrics.ssim(a, b, rim).isnan().all()
