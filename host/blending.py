@@ -16,6 +16,7 @@ from ..guidance.batches import as_one_batch
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.paste import fill_smoothly
 from .clip_guidance_patch import ClipOptions, guide_by_clip
+from .kept_work import best_effort, keep_pictures
 from .notice import show_sentence
 from .painting import PaintSettings, paint
 from .ranking import rank_pictures, score_pictures
@@ -126,7 +127,12 @@ def blend_pictures(
         scores = torch.full((len(images),), math.nan)
     else:
         places = mask.repeat(settings.candidates, 1, 1) if len(mask) > 1 else mask
-        scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
+        try:
+            scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
+        except Exception:
+            with best_effort("The ranking failed"):
+                keep_pictures(images, "inlay_finished", 1, 1, "The ranking failed")
+            raise
     return best_of_each(images, scores, len(images) // settings.candidates, keep)
 
 

@@ -19,11 +19,12 @@ from ..guidance.normalised import score_move
 from ..guidance.region_view import grey_outside, masked_view
 from .clip_pairs import embed_pictures, embed_prepared, embed_text, picture_side, prepare_pictures, require_vision
 from .clip_place import Place
+from .clip_probe import tell_if_apart
 from .decoders import Decoder, approximate_decoder, full_decoder, require_fit
 from .feature_nets import LPIPSNet, load_lpips
 from .gradient_guidance import Guidance, guide
 from .gradients import differentiable_layers, static_patcher
-from .guidance_memory import cast_bytes, tell, view_bytes
+from .guidance_memory import cast_bytes, perceptual_bytes, tell, view_bytes
 
 logger = logging.getLogger("inlay")
 
@@ -118,6 +119,11 @@ def clip_loss(
     """The loss that guide_to_targets follows. Raises ValueError for a background weight without the picture."""
     if options.background_weight > 0 and image is None:
         raise ValueError("The background loss needs the picture. Connect it at image, or set background_weight to 0.")
+    if options.background_weight > 0 and (mask.reshape(-1, mask.shape[-2] * mask.shape[-1]).amin(1) > 0).any():
+        raise ValueError(
+            "The mask covers the whole picture, so there is no background to hold. Leave a part black, or set "
+            "background_weight to 0."
+        )
     nets = nets or clip_nets(model, vae, vision, options)
     return ClipLoss(*nets, targets, Place(vae, mask, image), _perceptual(options), options)
 
@@ -141,6 +147,7 @@ def clip_targets(
         require_vision(vision)
     if text.strip():
         found.append(embed_text(clip, vision, text)[None])
+        tell_if_apart(clip, vision)
     if reference is not None:
         found.append(embed_pictures(vision, reference))
     # Embedded under the executor's inference mode, used in gradients.
@@ -185,7 +192,8 @@ class ClipLoss:
         """About what a row of latent shape (C, h, w) keeps for the gradient."""
         share = 1.0 if self._whole else self.place.share(*shape[-2:])
         views = (self.options.augmentations + 1) * view_bytes(self.vision)
-        return share * self.decoder.row_bytes(shape) + views
+        perceptual = 0.0 if self.perceptual is None else perceptual_bytes(self.place.pixels(*shape[-2:]))
+        return share * self.decoder.row_bytes(shape) + views + perceptual
 
     @property
     def _whole(self) -> bool:

@@ -65,20 +65,23 @@ def prepare_pictures(
     return (pictures - _channels(vision.image_mean, pictures)) / _channels(vision.image_std, pictures)
 
 
-def embed_prepared(vision_model: nn.Module, prepared: Tensor) -> Tensor:
-    """Unit embeddings (B, D), fp32 or better, of what prepare_pictures gave. The caller loads the model.
+def embed_prepared(vision_model: nn.Module, prepared: Tensor, unit: bool = True) -> Tensor:
+    """Embeddings (B, D), fp32 or better, of what prepare_pictures gave. The caller loads the model.
 
-    A gradient needs gradient_phase and differentiable_layers around it. Raises ValueError for an encoder that the host
-    gives no embedding of the whole picture, only of its patches (SigLIP).
+    unit: of length 1. A gradient needs gradient_phase and differentiable_layers around it. Raises ValueError for an
+    encoder that the host gives no embedding of the whole picture, only of its patches (SigLIP).
     """
     embedding = vision_model(pixel_values=prepared, intermediate_output=-2)[2]
     if embedding.ndim != 2:
         raise ValueError("This CLIP_VISION gives no embedding of a whole picture (SigLIP). Load CLIP's or DINOv2.")
-    return normalize(embedding.to(torch.promote_types(embedding.dtype, torch.float32)), dim=-1)
+    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
+    return normalize(embedding, dim=-1) if unit else embedding
 
 
-def embed_pictures(vision: comfy.clip_vision.ClipVisionModel, images: Tensor, chunk: int = 16) -> Tensor:
-    """Unit embeddings (B, D) of IMAGE (B, H, W, 3), without a gradient, on the CPU.
+def embed_pictures(
+    vision: comfy.clip_vision.ClipVisionModel, images: Tensor, chunk: int = 16, unit: bool = True
+) -> Tensor:
+    """Embeddings (B, D) of IMAGE (B, H, W, 3), without a gradient, on the CPU. unit: of length 1.
 
     DINO gives its class token, CLIP the projected one. Raises ValueError for values that are not numbers.
     """
@@ -86,11 +89,9 @@ def embed_pictures(vision: comfy.clip_vision.ClipVisionModel, images: Tensor, ch
         raise ValueError("The pictures hold values that are not numbers. Check the node that made them.")
     comfy.model_management.load_model_gpu(vision.patcher)
     with torch.no_grad():
-        parts = [
-            embed_prepared(vision.model, prepare_pictures(vision, part.to(vision.load_device).float(), clamp=True))
-            for part in images[..., :3].movedim(-1, 1).split(chunk)
-        ]
-    return torch.cat(parts).cpu()
+        parts = (part.to(vision.load_device).float() for part in images[..., :3].movedim(-1, 1).split(chunk))
+        seen = [embed_prepared(vision.model, prepare_pictures(vision, part, clamp=True), unit) for part in parts]
+    return torch.cat(seen).cpu()
 
 
 def embed_text(clip: comfy.sd.CLIP, vision: comfy.clip_vision.ClipVisionModel, text: str) -> Tensor:

@@ -32,6 +32,10 @@ class Place:
         """How much of a latent of height x width cells `decode` decodes, 0 to 1, mean of the masks."""
         return window_share(self._fitted(height * self._cell, width * self._cell), height, width)
 
+    def pixels(self, height: int, width: int) -> int:
+        """How many pixels a latent of height x width cells decodes to."""
+        return height * width * self._cell**2
+
     def mask(self, pictures: Tensor) -> Tensor:
         """(B, H, W) for decoded pictures (B, 3, H, W)."""
         return _for_each(pictures, self._fitted(*pictures.shape[-2:]), "masks")

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -16,6 +15,7 @@ from ..training.concept import ConceptSettings
 from .concept_loop import ConceptLoop
 from .embedding_files import write_whole
 from .models import model_id
+from .safe_files import read_whole
 
 logger = logging.getLogger("inlay")
 
@@ -58,8 +58,8 @@ class ConceptCheckpoint:
         """Sets the loop to where the run stopped, if there is such a run."""
         if not self.path.is_file():
             return
-        state, metadata = comfy.utils.load_torch_file(str(self.path), return_metadata=True)
-        same = (metadata or {}).get("inlay_concept") == self.fingerprint and len(state["losses"]) <= self.most
+        state, metadata = read_whole(self.path, "Set resume to off to start anew.")
+        same = metadata.get("inlay_concept") == self.fingerprint and len(state["losses"]) <= self.most
         if not same or not all(_close(state.pop(key, None), value) for key, value in self.encoded.items()):
             logger.info("The checkpoint %s is of other settings, pictures or models. Starting anew.", self.path)
             return

@@ -15,6 +15,7 @@ from ..guidance.paste import paste_back
 from .clip_guidance_patch import ClipOptions, clip_nets, clip_targets, guide_to_targets
 from .kept_work import best_effort, keep_pictures
 from .painting import PaintSettings, paint
+from .text_width import require_width
 from .tokens import encode_text
 
 LARGEST = 8192
@@ -57,7 +58,7 @@ def extrapolate(
     image: (B, H, W, 3) in [0, 1]; its pixels come back bit for bit. widths: pixels by side, any number. prompts: one
     for each side that grows. The sides grow in the order of SIDES, so that top and bottom fill the corners. vision: the
     other half of the CLIP, to guide by it too. Raises ValueError for nothing to grow and beyond a sane size. On cancel
-    the pictures so far are kept and shown, and the host's interrupt goes on.
+    the pictures so far are kept and shown, and the host's interrupt goes on. So they are before any other error.
     """
     if clip is None:
         raise ValueError("There is no text encoder: this checkpoint holds none. Load one with Load CLIP.")
@@ -70,6 +71,7 @@ def extrapolate(
     }
     asked = {prompts[side] for side in SIDES if plans[side]}
     texts = {text: encode_text(clip, text) for text in {negative, *asked}}
+    require_width(model, texts[negative][0][0])
     guided = _guided(model, clip, vae, vision, asked, settings.strength)
     new = torch.zeros(canvas.shape[:3], device=canvas.device)
     total, done = sum(map(len, plans.values())), 0
@@ -91,6 +93,11 @@ def extrapolate(
     except comfy.model_management.InterruptProcessingException:
         with best_effort():
             keep_pictures(canvas, "inlay_cancelled", done, total)
+        raise
+    except Exception:
+        if done:
+            with best_effort("The run failed"):
+                keep_pictures(canvas, "inlay_finished", done, total, "The run failed")
         raise
     return canvas, new
 

@@ -105,6 +105,11 @@ def _climbs(model_options: dict) -> bool:
 
 def _exact(executor, x: Tensor, timestep: Tensor, model_options: dict, seed: int | None, guidance: Guidance) -> Tensor:
     guider = executor.class_obj
+    # Of a guider of two models.
+    if getattr(guider, "uncond_inner", None) not in (None, guider.inner_model):
+        raise ValueError(
+            f"{guidance.name}: the guider paints with two models, and the gradient goes through one. Set mode to fast."
+        )
     shared = x.requires_grad
     nets = [guider.inner_model, *control_models(guider.conds), *_nets(guidance)]
     with gradient_phase(*nets):

@@ -17,6 +17,8 @@ _KEY = "inlay_guidance_bytes"
 # Values kept per token, channel and layer: counted 12 for GELU and 17 for QuickGELU; the rest is for the way back.
 _VALUES_KEPT = 20
 _FP32_BYTES = 4
+# Of LPIPS with VGG16, per pixel of the picture: counted 489.
+_PERCEPTUAL_VALUES = 520
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,11 @@ def guidance_bytes(model: ModelPatcher, shape: Sequence[int]) -> float:
 def bytes_once(model: ModelPatcher) -> float:
     """What all guidances on the model keep beside that, whatever the number of rows."""
     return sum(one.once for one in model.model_options.get(_KEY, []))
+
+
+def perceptual_bytes(pixels: int) -> float:
+    """What LPIPS keeps of one picture."""
+    return pixels * _PERCEPTUAL_VALUES * _FP32_BYTES
 
 
 def view_bytes(vision: comfy.clip_vision.ClipVisionModel) -> float:

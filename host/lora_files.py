@@ -8,7 +8,6 @@ from pathlib import Path
 
 import comfy.lora
 import comfy.model_base
-import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
 from safetensors.torch import save
@@ -17,6 +16,7 @@ from torch import Tensor
 from .embedding_files import embedding_name
 from .fingerprints import patches_id, tensors_id
 from .models import model_id
+from .safe_files import SAFE, read_whole
 from .weight_probe import same_weights, weight_probe
 
 UP, DOWN, ALPHA = ".lora_up.weight", ".lora_down.weight", ".alpha"
@@ -146,10 +146,9 @@ def read_lora(name: str) -> Lora:
     path = folder_paths.get_full_path("loras", name)
     if path is None:
         raise ValueError(f'There is no LoRA "{name}" in the loras folder. Check its name.')
-    if not path.endswith(".safetensors"):
+    if not path.lower().endswith(SAFE):
         raise ValueError(f'"{name}" is not a safetensors file, and other formats can run code. Convert it first.')
-    tensors, metadata = comfy.utils.load_torch_file(path, safe_load=True, return_metadata=True)
-    return Lora(tensors, metadata or {})
+    return Lora(*read_whole(path, "Train or download it again."))
 
 
 def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights: bool = False) -> None:
@@ -165,6 +164,12 @@ def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights:
             f"The LoRA was trained on {made_for}, and this model is {this['inlay.base_kind']}. "
             "Load the LoRA's own base."
         )
+    channels = metadata.get(CHANNELS, this[CHANNELS])
+    if channels != this[CHANNELS]:
+        raise ValueError(
+            f"The LoRA was trained on a model that reads {_words(channels)} beside the latent, and this one reads "
+            f"{_words(this[CHANNELS])}. Load the base as in training: with Load Reference Model, and its order."
+        )
     keys = comfy.lora.model_lora_keys_unet(model.model, {})
     shapes = weight_shapes(model)
     for name in (key.removesuffix(UP) for key in lora if key.endswith(UP)):
@@ -173,6 +178,10 @@ def require_base(model: ModelPatcher, lora: Mapping[str, Tensor], other_weights:
             if name.startswith("lora_te"):
                 continue
             raise ValueError(f"The LoRA changes {name}, which this model does not have. Load the LoRA's own base.")
+        if name + DOWN not in lora:
+            raise ValueError(
+                f"The LoRA's {name} is only half there, so the file is damaged. Train or download it again."
+            )
         up, down = lora[name + UP], lora[name + DOWN]
         if (up.shape[0], down[0].numel()) != (wanted[0], _inputs(wanted)):
             raise ValueError(
@@ -192,6 +201,10 @@ def patched_otherwise(model: ModelPatcher, lora: Mapping[str, Tensor]) -> bool:
     """Whether the LoRA was trained on a base with LoRAs on it, and these are not what is on the model now."""
     wanted = getattr(lora, "metadata", {}).get(PATCHES)
     return bool(wanted) and wanted != patches_id(model)
+
+
+def _words(channels: str) -> str:
+    return " and ".join(channels.split()) or "nothing"
 
 
 def _inputs(shape: tuple[int, ...]) -> int:

@@ -14,6 +14,7 @@ from ..guidance import metrics
 from ..guidance.masks import fit_mask
 from ..guidance.region_view import grey_outside
 from .clip_pairs import embed_pictures, embed_text, is_clip, is_dino, picture_side
+from .clip_probe import tell_if_apart
 from .feature_nets import load_lpips
 from .ranking import look_inside
 
@@ -152,13 +153,14 @@ class _Seen:
         if not self.subject.text.strip() or self.subject.clip is None:
             raise ValueError("It needs a text and its CLIP.")
         words = embed_text(self.subject.clip, self.subject.vision, self.subject.text)
+        tell_if_apart(self.subject.clip, self.subject.vision)
         return self._embeddings() @ words, ""
 
     def fid(self) -> tuple[float, str]:
         self._require(lambda _: True, "It needs features: connect clip_vision")
         # A cut square would compare places with whole pictures.
-        features = embed_pictures(self.subject.vision, self.subject.images)
-        value = metrics.frechet(features, embed_pictures(self.subject.vision, self._others()))
+        both = (embed_pictures(self.subject.vision, it, unit=False) for it in (self.subject.images, self._others()))
+        value = metrics.frechet(*both)
         return value, (
             f" (whole pictures, {self.subject.vision.model_type} features: not comparable with Inception's FID)"
         )

@@ -88,9 +88,10 @@ def paint(
     inside = dilate(latent_mask(padded, *latent.shape[-2:]), settings.progressive).to(latent)
     start = start_latent(settings.start, latent, inside) if from_noise else latent
 
-    def finish(samples: Tensor, tune: bool = settings.paste == TUNED) -> Tensor:
-        times = len(samples) // len(image)
-        own, place = image.repeat(times, 1, 1, 1), mask.repeat(times, 1, 1)
+    def finish(part: Tensor, tune: bool = settings.paste == TUNED, rows: slice = slice(None)) -> Tensor:
+        times = len(part) // len(image)
+        own, place = image.repeat(times, 1, 1, 1)[rows], mask.repeat(times, 1, 1)[rows]
+        samples = part[rows]
         if tune:
             picture = decode_tuned(vae, samples, own, place)
         else:
@@ -117,7 +118,11 @@ def paint(
                 keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
         raise
     except Exception:
-        # The finished parts may have taken hours, and only the last one is at fault.
+        # What is finished may have taken hours, and only one candidate of the last part may be at fault.
+        for part in samples[len(images) :]:
+            for row in range(len(part)):
+                with best_effort("The run failed"):
+                    images.append(finish(part, False, slice(row, row + 1)))
         if images:
             with best_effort("The run failed"):
                 keep_pictures(torch.cat(images), "inlay_finished", job.step, job.total, "The run failed")

@@ -8,6 +8,7 @@ from torch import Tensor
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.region_view import cut_out
 from .clip_pairs import embed_pictures, embed_text, picture_side, require_vision
+from .clip_probe import tell_if_apart
 
 
 def score_pictures(
@@ -31,6 +32,7 @@ def score_pictures(
         if clip is None:
             raise ValueError("There are words to compare with but no CLIP. Connect a text encoder with a projection.")
         targets.append(embed_text(clip, vision, text)[None])
+        tell_if_apart(clip, vision)
     if reference is not None:
         targets.append(embed_pictures(vision, reference))
     if not targets:

@@ -5,20 +5,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import comfy.sd
-import comfy.utils
 import folder_paths
 from comfy.model_patcher import ModelPatcher
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..guidance.reference import ReferenceEncoder
 from ..guidance.reference_mapper import ReferenceMapper
 from .lora_files import CHANNELS, file_stamp
+from .safe_files import SAFE, read_whole
 from .subject_projection import has_projection, load_projection
 
 FOLDERS = ("checkpoints", "diffusion_models", "clip_vision")
 # Where Train Subject keeps the projections that it has trained.
 OWN_FOLDER = "loras"
+DOWNLOAD = "Download it again."
 ORDERS = ("auto", "paint-by-example", "host")
 # Paint-by-Example reads the masked picture first and then a mask that is 1 where the picture is kept.
 _KEYS = {"paint-by-example": ("masked_image", "mask_inverted"), "host": ("mask", "masked_image")}
@@ -71,7 +72,7 @@ def find_file(name: str) -> str:
     path = _path(name)
     if path is None:
         raise ValueError(f'There is no file "{name}". Put it into one of the folders {", ".join(FOLDERS)}.')
-    if Path(path).suffix != ".safetensors":
+    if not path.lower().endswith(SAFE):
         raise ValueError(
             f'"{name}" can run code when it is opened, so it is not. Convert it once, as this node\'s help page says: '
             "comfy.utils.load_torch_file(..., safe_load=True), then safetensors.torch.save_file, "
@@ -115,7 +116,7 @@ def load_reference_model(path: str, order: str, disable_dynamic: bool = False) -
 
     order: paint-by-example or host. Raises ValueError for a file without such a UNet.
     """
-    weights = comfy.utils.load_torch_file(path, safe_load=True)
+    weights, _ = read_whole(path, DOWNLOAD)
     model = comfy.sd.load_diffusion_model_state_dict(weights, disable_dynamic=disable_dynamic)
     if model is None or model.model.model_config.unet_config.get("in_channels") != 9:
         raise ValueError(
@@ -130,10 +131,10 @@ def load_reference_model(path: str, order: str, disable_dynamic: bool = False) -
 def load_reference_files(model_file: str, encoder_file: str, order: str) -> tuple[ModelPatcher, ReferenceEncoder]:
     """Both parts of folder/name files. order: of ORDERS; auto recognises it."""
     model_path, encoder_path = find_file(model_file), find_file(encoder_file)
-    weights, metadata = comfy.utils.load_torch_file(encoder_path, safe_load=True, return_metadata=True)
+    weights, metadata = read_whole(encoder_path, DOWNLOAD)
     encoder = build_encoder(weights)
     if order == "auto":
-        order = _recognised_order(model_path, weights, metadata or {})
+        order = _recognised_order(model_path, weights, metadata)
     model = load_reference_model(model_path, order)
     wanted, found = model.model.model_config.unet_config["context_dim"], encoder.null.shape[-1]
     if wanted != found:
@@ -146,8 +147,11 @@ def load_reference_files(model_file: str, encoder_file: str, order: str) -> tupl
 def _recognised_order(model_path: str, encoder: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     """Paint-by-Example's own files hold its learned vector; a projection of ours says what its model reads."""
     vectors = {vector for vector, _, _ in _FORMATS}
-    with safe_open(model_path, "pt") as file:
-        names = set(file.keys())
+    try:
+        with safe_open(model_path, "pt") as file:
+            names = set(file.keys())
+    except SafetensorError as error:
+        raise ValueError(f'The file "{Path(model_path).name}" is damaged. {DOWNLOAD}') from error
     # A model that comes with a text encoder is none of Paint-by-Example's, whatever the encoder's file is of.
     if not vectors & names and any(name.startswith(_TEXT_ENCODERS) for name in names):
         return "host"

@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-import comfy.utils
 import folder_paths
 import torch
 from safetensors import SafetensorError
@@ -14,6 +13,7 @@ from safetensors import SafetensorError
 from ..training.subject import SubjectTraining
 from ..training.subject_settings import SubjectSettings
 from .embedding_files import write_whole
+from .safe_files import read_whole
 
 logger = logging.getLogger("inlay")
 
@@ -51,8 +51,8 @@ class SubjectCheckpoint:
         """Sets the training to where the stopped run was, if there is one. Raises ValueError for another recipe."""
         if not self.path.is_file():
             return
-        state, metadata = comfy.utils.load_torch_file(str(self.path), safe_load=True, return_metadata=True)
-        saved, free = (json.loads((metadata or {}).get(f"inlay.{key}", "{}")) for key in ("recipe", "free"))
+        state, metadata = read_whole(self.path, "Set resume to off to start anew.")
+        saved, free = (json.loads(metadata.get(f"inlay.{key}", "{}")) for key in ("recipe", "free"))
         other = [key for key, value in self.recipe.items() if key not in free and saved.get(key) != value]
         if other or len(state["losses"]) > self.most:
             raise ValueError(

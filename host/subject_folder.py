@@ -67,6 +67,11 @@ class PictureFolder:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def captioned(self) -> bool:
+        """Whether every picture has a caption of its own."""
+        return all(_caption(file) for file in self.files)
+
     def fingerprint(self) -> dict[str, str]:
         """Of the pictures' names and sizes, and of what the masks and captions beside them hold."""
         digests = {"pictures in the folder": blake2b(), "masks in the folder": blake2b(), "captions": blake2b()}

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..training.subject import NotANumber, SubjectTraining
 from ..training.subject_settings import SubjectSettings
+from .decoders import require_fit
 from .fingerprints import patcher_id, patches_id, weights_id
 from .inpaint_channels import takes_masked_image
 from .kept_work import best_effort, keep_pictures
@@ -29,7 +30,14 @@ from .subject_folder import PictureFolder
 from .subject_loop import SubjectLoop, Trainable
 from .subject_photos import Photo
 from .subject_projection import projection_tensors, trainable_projection
-from .subject_telling import CONNECT_ITS_OWN, Teller, read_prompts, tell_by_references, tell_by_texts
+from .subject_telling import (
+    CONNECT_ITS_OWN,
+    Teller,
+    read_class_prompts,
+    read_prompts,
+    tell_by_references,
+    tell_by_texts,
+)
 from .subject_views import Item, make_views
 from .text_width import require_width
 
@@ -38,6 +46,9 @@ logger = logging.getLogger("inlay")
 PREVIEWED = 8
 # Seconds between checkpoints.
 KEPT_EVERY = 300.0
+CLASS_UNUSED = (
+    "class_prompt does nothing without class_images. Connect pictures of other such things, or leave it empty."
+)
 ONE_PHOTO = "There is one photo only: the subject is learned in that pose and light. 2 to 4 are better."
 
 
@@ -62,6 +73,7 @@ class SubjectJob:
     ) -> None:
         """trainable: instead of a LoRA by the settings."""
         prediction_kind(model)
+        require_fit(vae, model.model.latent_format)
         self.model, self.vae, self.teller, self.name = model, vae, teller, name
         self.holes = takes_masked_image(model)
         self.inpaint = settings.mode == "inpaint"
@@ -122,7 +134,7 @@ class SubjectJob:
             broken = list(self.folder.broken.values())
             more = ", ..." if len(broken) > PREVIEWED else ""
             names = ", ".join(broken[:PREVIEWED])
-            show_sentence(f"{len(broken)} of {len(self.folder)} pictures could not be read: {names}{more}")
+            show_sentence(f"In this run {len(broken)} of {len(self.folder)} pictures could not be read: {names}{more}")
 
     def stop(self, diverged: bool = False) -> None:
         """Keeps what there is, and says so."""
@@ -159,10 +171,13 @@ class SubjectJob:
             if others:
                 raise ValueError("Class images are for mode text only. Disconnect them, or choose the mode text.")
             return []
+        if self.settings.class_prompt.strip() and not others:
+            show_sentence(CLASS_UNUSED)
         if self.folder is not None:
-            return read_prompts(self.settings.prompt, 1)
+            told = bool(self.settings.prompt.strip())
+            return read_prompts(self.settings.prompt, 1) if told or not self.folder.captioned else []
         prompts = read_prompts(self.settings.prompt, own)
-        return [*prompts, *read_prompts(self.settings.class_prompt, others)] if others else prompts
+        return [*prompts, *read_class_prompts(self.settings.class_prompt, others)] if others else prompts
 
     def _parts(self) -> dict[str, str]:
         """Fingerprints of the models that the result depends on, by their inputs' names."""

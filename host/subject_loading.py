@@ -26,6 +26,9 @@ OTHER_LORAS = (
     "The subject was trained on its base with LoRAs on it, and this model does not have just these. "
     "Load the same ones before it, each with the same strength."
 )
+OF_TEXT_ENCODERS = (
+    "The LoRA changes a text encoder too, which this node leaves as it is. Load it on the CLIP with Load LoRA."
+)
 
 
 def load_subject(
@@ -46,6 +49,8 @@ def load_subject(
     loaded = comfy.lora.load_lora(tensors, comfy.lora.model_lora_keys_unet(model.model, {}))
     if not loaded:
         raise ValueError("The file changes no layer of this model. Load the LoRA's own base, or choose another file.")
+    if any(key.startswith("lora_te") for key in tensors):
+        show_sentence(OF_TEXT_ENCODERS)
     patched = model.clone()
     if way == "weights":
         patched.add_patches(loaded, strength)
@@ -55,6 +60,9 @@ def load_subject(
         for key, adapter in loaded.items()
         if isinstance(adapter, WeightAdapterBase)
     }
+    if len(adapters) < len(loaded):
+        left = len(loaded) - len(adapters)
+        show_sentence(f"The LoRA changes {left} weights in ways that bypass cannot. Set way to weights to have them.")
     inject(patched, adapters, strength)
     return patched
 
@@ -73,16 +81,18 @@ def subject_conditioning(
     A projection that was trained with the subject takes the encoder's place. Where neither can be made, what depends on
     them is not run, and says why. Raises ValueError where the model does not read such tokens.
     """
-    if reference is not None:
-        if has_projection(lora):
-            encoder = load_projection(lora)
+    own = has_projection(lora)
+    if reference is not None and vision is not None and (own or encoder is not None):
+        encoder = load_projection(lora) if own else encoder
         told = reference_conditioning(encoder, vision, reference, mask)
         require_width(model, told[0][0][0], CONNECT_ITS_OWN)
         return told
     prompt = getattr(lora, "metadata", {}).get("inlay.prompt")
     if clip is not None and prompt:
-        return encode_text(clip, prompt), encode_text(clip, "")
-    parts = "reference and clip_vision" if has_projection(lora) else "reference, reference_encoder and clip_vision"
+        positive = encode_text(clip, prompt)
+        require_width(model, positive[0][0], CONNECT_ITS_OWN)
+        return positive, encode_text(clip, "")
+    parts = "reference and clip_vision" if own else "reference, reference_encoder and clip_vision"
     needed = "clip" if prompt else parts
     blocked = ExecutionBlocker(f"Load Subject: connect {needed} to use positive and negative.")
     return blocked, blocked

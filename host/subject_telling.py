@@ -84,9 +84,28 @@ def tell_by_texts(teller: Teller, texts: Sequence[str]) -> Condition:
 
 def read_prompts(text: str, photos: int) -> list[str]:
     """One prompt a photo, of one line for all or a line for each. Raises ValueError for another number, or none."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = _lines(text)
     if not lines:
         raise ValueError('There is no prompt. Name the subject by a rare word, such as "a photo of sks couch".')
     if len(lines) not in (1, photos):
         raise ValueError(f"There are {len(lines)} prompts for {photos} photos. Give one line, or one for each photo.")
     return lines * photos if len(lines) == 1 else lines
+
+
+def read_class_prompts(text: str, pictures: int) -> list[str]:
+    """The same of the class pictures."""
+    lines = _lines(text)
+    if not lines:
+        raise ValueError(
+            'There is no class_prompt. Say what the class images show without the rare word, such as "a photo of a '
+            'couch", or disconnect them.'
+        )
+    if len(lines) not in (1, pictures):
+        raise ValueError(
+            f"There are {len(lines)} class prompts for {pictures} class images. Give one line, or one for each image."
+        )
+    return lines * pictures if len(lines) == 1 else lines
+
+
+def _lines(text: str) -> list[str]:
+    return [line.strip() for line in text.splitlines() if line.strip()]

@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from inlay.host import decoder_tuning, painting
+from inlay.host import blending, decoder_tuning, painting
 from inlay.host.blending import without_the_thing
 from inlay.host.decoder_tuning import decode_tuned
 from inlay.host.painting import PaintSettings, paint
@@ -213,6 +213,19 @@ def test_cancel_while_tuning_keeps_the_pictures_and_the_weights(tiny, blend, mon
     assert_untouched(tiny.vae, before)
     assert len(calls) == 2 and kept[0].shape == (2, H, W, 3)
     assert torch.equal(kept[0][1][OUTSIDE], IMAGE[0][OUTSIDE])
+
+
+def test_candidates_that_cannot_be_ranked_are_kept(blend, monkeypatch):
+    kept = []
+
+    def fails(*_, **__):
+        raise comfy.model_management.OOM_EXCEPTION("no")
+
+    monkeypatch.setattr(blending, "score_pictures", fails)
+    monkeypatch.setattr(blending, "keep_pictures", lambda images, *_: kept.append(images))
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION):
+        blend()
+    assert kept[0].shape == (2, H, W, 3)
 
 
 def test_bad_input_is_one_clear_sentence(tiny, blend):

@@ -6,6 +6,7 @@ import pytest
 import torch
 from inlay.host import demo_models as build
 from inlay.host.blending import SAY_WHAT_IS_THERE_INSTEAD
+from inlay.host.text_width import context_width, reads, require_width
 
 from .blend_setup import fixture_blend  # noqa: F401
 
@@ -73,3 +74,12 @@ def test_a_removal_of_which_the_model_is_not_told_anything_is_advised_once(encod
         caplog.clear()
         blend(**given)
         assert caplog.text.count(SAY_WHAT_IS_THERE_INSTEAD) == advised
+
+
+def test_pixart_says_how_wide_its_texts_are():
+    from .test_region_pixart import build as build_pixart
+
+    pixart = build_pixart()
+    assert context_width(pixart) == 40 and reads(pixart, torch.zeros(1, 20, 40)) and not reads(pixart, words(0)[0][0])
+    with pytest.raises(ValueError, match="The texts are 96 wide and the model takes 40. Connect the CLIP that"):
+        require_width(pixart, words(0)[0][0])

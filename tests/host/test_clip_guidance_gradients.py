@@ -4,9 +4,11 @@ import copy
 import logging
 from types import SimpleNamespace
 
+import comfy.samplers
 import pytest
 import torch
 from inlay.guidance.normalised import score_move
+from inlay.host import demo_models as build
 from inlay.host.clip_guidance_patch import ClipOptions, guide_by_clip
 from inlay.host.gradient_guidance import Guidance, guide
 
@@ -148,3 +150,24 @@ def test_a_patch_that_stops_gradients_is_named(loaded, run):
     with pytest.raises(ValueError, match="lets no gradient through the UNet. Set mode to fast"):
         run(guided)
     assert run(execute(SimpleNamespace(**{**vars(loaded), "model": model}), mode="fast")).isfinite().all()
+
+
+def test_a_guider_of_two_models_takes_fast_alone(loaded):
+    from comfy_extras import nodes_custom_sampler
+
+    if not hasattr(nodes_custom_sampler, "Guider_DualModel"):
+        pytest.skip("This host has no guider of two models.")
+    other = build.build_model(build.build_unet(4, seed=8).state_dict())
+    for mode in ("fast", "exact"):
+        guider = nodes_custom_sampler.Guider_DualModel(execute(loaded, mode=mode), other)
+        text = [[torch.randn(1, 77, 128), {}]]
+        guider.set_conds(text, [[torch.randn(1, 77, 128), {}]])
+        guider.set_cfg(3.0)
+        noise, sigmas = torch.randn(1, 4, *SIZE), torch.tensor([5.0, 1.0, 0.0])
+        sampler = comfy.samplers.sampler_object("euler")
+        with torch.inference_mode():
+            if mode == "fast":
+                assert guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0).isfinite().all()
+            else:
+                with pytest.raises(ValueError, match="paints with two models, .* Set mode to fast"):
+                    guider.sample(noise, torch.zeros_like(noise), sampler, sigmas, seed=0)

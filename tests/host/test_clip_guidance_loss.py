@@ -119,6 +119,11 @@ def test_bad_input_says_so(loaded, run):
     cases = {
         "empty": {"mask": torch.zeros(1, 64, 80)},
         "needs the picture": {"background_weight": 1.0},
+        "no background to hold": {
+            "background_weight": 1.0,
+            "image": torch.rand(1, *MASK.shape[-2:], 3),
+            "mask": torch.ones_like(MASK),
+        },
         "start_percent": {"start_percent": 0.5, "end_percent": 0.5},
         "Shorten": {"text": "star " * 90},
     }

@@ -115,6 +115,32 @@ def test_cancel_keeps_what_has_grown(grow, monkeypatch):
     assert images.shape == (1, H, W + 16, 3) and (done, total) == (1, 2)
 
 
+def test_a_failure_keeps_what_has_grown(grow, monkeypatch):
+    kept, paint = [], extrapolation.paint
+
+    def fails_later(*job):
+        if job[-1].seed > 0:
+            raise ValueError("no such layer")
+        return paint(*job)
+
+    monkeypatch.setattr(extrapolation, "paint", fails_later)
+    monkeypatch.setattr(extrapolation, "keep_pictures", lambda *given: kept.append(given))
+    with pytest.raises(ValueError, match="no such layer"):
+        grow(right=16, clean_up=0.0, seed=0)
+    images, name, done, total, why = kept[0]
+    assert images.shape == (1, H, W + 16, 3) and (name, done, total) == ("inlay_finished", 1, 2) and "failed" in why
+    kept.clear()
+    with pytest.raises(ValueError, match="no such layer"):
+        grow(right=16, clean_up=0.0, seed=1)
+    assert not kept
+
+
+def test_a_text_of_another_width_is_refused(grow, tiny, monkeypatch):
+    monkeypatch.setitem(tiny.model.model.model_config.unet_config, "context_dim", 2048)
+    with pytest.raises(ValueError, match="The texts are 128 wide and the model takes 2048. Connect the CLIP"):
+        grow(right=8)
+
+
 def test_what_cannot_be_kept_does_not_take_the_cancels_place(grow, monkeypatch, caplog):
     def cancelled(*_):
         raise comfy.model_management.InterruptProcessingException()

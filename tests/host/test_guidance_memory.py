@@ -7,10 +7,12 @@ import comfy.model_management
 import pytest
 import torch
 from comfy.model_patcher import ModelPatcher
+from inlay.guidance.metrics import lpips
 from inlay.host.candidates import candidates_that_fit
 from inlay.host.decoders import decoder_of_taesd, full_decoder
+from inlay.host.feature_nets import LPIPSNet
 from inlay.host.gradients import differentiable_layers, gradient_phase
-from inlay.host.guidance_memory import bytes_once, cast_bytes, guidance_bytes, view_bytes
+from inlay.host.guidance_memory import bytes_once, cast_bytes, guidance_bytes, perceptual_bytes, view_bytes
 
 from .clip_guidance_setup import execute
 from .gradient_guidance_setup import fixture_loaded  # noqa: F401
@@ -74,6 +76,23 @@ def test_what_is_said_of_full_size_decoders_covers_their_graphs(loaded, side):
     for net, run, row_bytes in ((full, full, said[0]), (small, small.decode, said[1])):
         graph = kept_by_graph(net, lambda run=run: run(latent))
         assert graph < row_bytes((4, side, side)) < 1.25 * graph
+
+
+@pytest.mark.parametrize("side", [128, 256])
+def test_what_is_said_of_lpips_covers_its_graph(side):
+    import torchvision
+
+    with torch.device("meta"):
+        widths = (64, 128, 256, 512, 512)
+        net = LPIPSNet("vgg16", torchvision.models.vgg16(weights=None).features, [torch.empty(it) for it in widths])
+        for layer in net.features:
+            if isinstance(layer, torch.nn.ReLU):
+                layer.inplace = False
+        net.requires_grad_(False)
+        picture = torch.empty(1, 3, side, side, requires_grad=True)
+        other, weight = torch.empty(1, 3, side, side), torch.empty(1, side, side)
+    graph = kept_by_graph(net, lambda: lpips(net.stages, list(net.linear), picture, other, weight))
+    assert graph < perceptual_bytes(side**2) < 1.25 * graph
 
 
 def in_type(vision, dtype):

@@ -229,3 +229,22 @@ def test_cancel_keeps_what_there_is_and_goes_on(job, tiny, monkeypatch, call, pi
 def kept_files(word="cancelled"):
     folder = folder_paths.get_temp_directory()
     return {name for name in os.listdir(folder) if word in name} if os.path.isdir(folder) else set()
+
+
+def test_a_candidate_that_fails_does_not_take_its_neighbours_along(job, tiny, monkeypatch):
+    """Of three that are sampled at once the second is not a number."""
+    kept = []
+
+    def spoil(apply, asked):
+        noise = apply(asked["input"], asked["timestep"], **asked["c"])
+        noise[1::3] = torch.nan
+        return noise
+
+    model = tiny.model.clone()
+    model.set_model_unet_function_wrapper(spoil)
+    monkeypatch.setattr(painting, "keep_pictures", lambda images, *_: kept.append(images))
+    settings = replace(FEW, cfg=1.0, background="none", candidates=3, at_once=3)
+    with pytest.raises(ValueError, match="Sampling ended in values"):
+        job(settings, model=model)
+    # A decoder that sees one picture rounds otherwise than one that sees three.
+    torch.testing.assert_close(kept[0], job(settings)[0][::2], atol=1e-4, rtol=0)

@@ -58,7 +58,7 @@ def test_broken_pictures_are_named_skipped_and_counted(tiny, folder, caplog, mon
         trained = train(tiny, folder, "domain", steps=6)
     assert len(trained.losses) == 6 and trained.preview.shape[1:] == (64, 192, 3)
     assert "picture 2.png cannot be read" in caplog.text and caplog.text.count("cannot be read") == 1
-    assert said == ["1 of 4 pictures could not be read: 2.png"]
+    assert said == ["In this run 1 of 4 pictures could not be read: 2.png"]
     assert caplog.text.count("minutes") == 1
     assert read_lora("domain.safetensors").metadata["inlay.folder"] == "many, 4 pictures"
 
@@ -225,3 +225,20 @@ def test_bad_folders_are_refused(tiny, folder):
     with pytest.raises(ValueError, match="photos and a folder"):
         both.read(False)
     assert folder_paths.get_full_path("loras", "never-folder.safetensors") is None
+
+
+def test_a_folder_whose_pictures_all_have_captions_needs_no_prompt(tiny, tmp_path):
+    path = Path(folder_paths.get_input_directory(), "captioned")
+    path.mkdir(parents=True)
+    for number in range(2):
+        Image.fromarray(numpy.full((64, 64, 3), 40 * number + 60, dtype=numpy.uint8)).save(path / f"{number}.png")
+        (path / f"{number}.txt").write_text(f"a photo of {number}")
+    job = {"model": tiny.model, "teller": Teller(clip=tiny.clip), "mode": "text", "steps": 1}
+    try:
+        trained = train(tiny, "captioned", "captioned", **job)
+        assert len(trained.losses) == 1 and "inlay.prompt" not in trained.lora.metadata
+        (path / "1.txt").write_text(" ")
+        with pytest.raises(ValueError, match="There is no prompt"):
+            train(tiny, "captioned", "captioned", **job)
+    finally:
+        shutil.rmtree(path)

@@ -29,7 +29,7 @@ from inlay.host.lora_files import (
     save_lora,
 )
 from inlay.host.lora_training import TrainableLora, count_parameters
-from inlay.host.subject_loading import OTHER_LORAS, WAYS, load_subject, subject_conditioning
+from inlay.host.subject_loading import OF_TEXT_ENCODERS, OTHER_LORAS, WAYS, load_subject, subject_conditioning
 
 import nodes
 
@@ -198,8 +198,55 @@ def test_conditioning_is_the_reference_the_prompt_or_blocked_with_the_reason(tin
     assert torch.equal(positive[0][0], encode("a photo of sks star")[0][0])
     blocked = subject_conditioning(model, lora, None, None, None, None)[0]
     assert isinstance(blocked, ExecutionBlocker) and "clip" in blocked.message
-    with pytest.raises(ValueError, match="both"):
-        subject_conditioning(model, lora, None, tiny.clip_vision, picture, None)
+    # A part that is missing stops what needs it alone.
+    for parts in ((encoder, None), (None, tiny.clip_vision)):
+        blocked = subject_conditioning(model, Lora(lora, {}), *parts, picture, None)[0]
+        assert isinstance(blocked, ExecutionBlocker) and "reference_encoder and clip_vision" in blocked.message
+
+
+def test_a_text_of_another_width_is_refused(tiny, lora, monkeypatch):
+    monkeypatch.setitem(tiny.inpaint_model.model.model_config.unet_config, "context_dim", 2048)
+    with pytest.raises(ValueError, match="The texts are 128 wide and the model takes 2048. Connect the reference"):
+        subject_conditioning(tiny.inpaint_model, lora, None, None, None, tiny.clip)
+
+
+def test_the_same_weights_read_in_another_order_are_refused(tiny, lora):
+    """As Paint-by-Example's UNet is by the host's own loader, in whose order and polarity of the channels."""
+    other = tiny.inpaint_model.clone()
+    other.model = copy.copy(other.model)
+    other.model.concat_keys = ("masked_image", "mask_inverted")
+    told = Lora(lora, base_metadata(other))
+    assert load_subject(other, told, 1.0).patches
+    with pytest.raises(ValueError, match="reads masked_image and mask_inverted beside .* reads mask and masked_image"):
+        load_subject(tiny.inpaint_model, told, 1.0)
+
+
+def test_what_the_node_leaves_out_of_a_lora_is_said(tiny, lora, caplog):
+    """Of others' files: a part for the text encoder, and in bypass what is no product of two matrices."""
+    name = kohya_names(tiny.inpaint_model, [LAYER])[LAYER]
+    difference = {f"{name}.diff": torch.zeros_like(tiny.inpaint_model.model.state_dict()[LAYER])}
+    part = {f"lora_te_text_model_encoder_layers_0_mlp_fc1{end}": torch.zeros(4, 4) for end in (UP, DOWN)}
+    with caplog.at_level("INFO", "inlay"):
+        load_subject(tiny.inpaint_model, Lora({**lora, **part}, {}), 1.0)
+        assert OF_TEXT_ENCODERS in caplog.text and "bypass cannot" not in caplog.text
+        without = {key: value for key, value in lora.items() if not key.startswith(name)}
+        load_subject(tiny.inpaint_model, Lora({**without, **difference}, {}), 1.0, "bypass")
+    assert "changes 1 weights in ways that bypass cannot. Set way to weights" in caplog.text
+
+
+def test_damaged_files_are_named(tiny, lora):
+    folder = Path(folder_paths.get_folder_paths("loras")[0])
+    save_lora(Lora(lora, {}), "whole")
+    whole = (folder / "whole.safetensors").read_bytes()
+    for number, data in enumerate((whole[:-100], whole[:20], b"\0" * 400, b"")):
+        (folder / f"cut{number}.sft").write_bytes(data)
+        with pytest.raises(ValueError, match=f'The file "cut{number}.sft" is damaged. Train or download it again.'):
+            read_lora(f"cut{number}.sft")
+    (folder / "whole.SFT").write_bytes(whole)
+    assert read_lora("whole.SFT").keys() == lora.keys()
+    half = {key: value for key, value in lora.items() if key != next(it for it in lora if it.endswith(DOWN))}
+    with pytest.raises(ValueError, match="is only half there, so the file is damaged"):
+        load_subject(tiny.inpaint_model, Lora(half, {}), 1.0)
 
 
 def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):

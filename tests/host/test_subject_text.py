@@ -80,6 +80,17 @@ def test_class_pictures_stand_in_the_same_batch_under_their_own_prompt(tiny, ima
     assert kept.losses[0] > 1.2 * lost.losses[0]
 
 
+def test_class_pictures_and_their_prompt_need_each_other(tiny, images, caplog):
+    photos = Photos(images, class_images=[torch.rand(3, 64, 64, 3)])
+    with pytest.raises(ValueError, match="There is no class_prompt. Say what the class images show without the rare"):
+        train(tiny, images, photos=photos)
+    with pytest.raises(ValueError, match="There are 2 class prompts for 3 class images"):
+        train(tiny, images, photos=photos, class_prompt="a star\na box")
+    with caplog.at_level("INFO", "inlay"):
+        train(tiny, images, class_prompt="a star", steps=1)
+    assert "class_prompt does nothing without class_images" in caplog.text
+
+
 def test_a_v_model_and_a_masked_loss(tiny, images):
     boxes = [[{"x": 10, "y": 20, "width": 40, "height": 30}]] * 2
     masks = [box_mask(box, *image.shape[1:3])[None] for box, image in zip(boxes, images, strict=True)]
@@ -145,7 +156,7 @@ def test_bad_input_is_refused(tiny, images):
         ({"clip": False}, "needs a text encoder"),
         ({"prompt": " "}, "no prompt"),
         ({"prompt": "a\nb\nc"}, "3 prompts for 2 photos"),
-        ({"photos": several}, "no prompt"),
+        ({"photos": several}, "no class_prompt"),
         ({"masked_loss": True}, "where the subject is"),
         ({"model": tiny.inpaint_model}, "where the subject is"),
         ({"projection": "trained"}, "projection is of references"),

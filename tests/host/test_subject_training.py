@@ -131,6 +131,10 @@ def test_bad_input_is_refused_before_the_first_step(tiny, setup):
     for changes, words in refused:
         with pytest.raises(ValueError, match=words):
             train(tiny, setup, "never", **changes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tiny.vae, "latent_channels", 16)
+        with pytest.raises(ValueError, match="This VAE has 16 latent channels and the model 4. Connect the VAE"):
+            train(tiny, setup, "never")
     assert folder_paths.get_full_path("loras", "never.safetensors") is None
 
 
