@@ -23,7 +23,9 @@ def single_boxes(boxes: Box | Sequence, count: int, height: int, width: int) -> 
     number of boxes than one.
     """
     lists = boxes_per_image(boxes, count)
-    for one in lists:
+    for number, one in enumerate(lists, 1):
+        if not one:
+            raise ValueError(f"There is no box for picture {number} of {count}. Draw one, or connect a mask alone.")
         if len(one) != 1:
             raise ValueError(
                 f"There are {len(one)} boxes for one picture where one is needed. "

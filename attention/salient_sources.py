@@ -16,6 +16,8 @@ RECEIVED = "self-attention"
 CALIBRATED = "calibrated self-attention"
 BORDER = "attention to the border"
 READINGS = (RECEIVED, CALIBRATED, BORDER)
+# Of attention to the border, in the shipped workflows, as chosen on the demo world's tuning seeds.
+AUTO_THRESHOLD = 1.25
 
 
 def layer_map(reading: str, queries: Tensor, keys: Tensor, heads: int, grid: tuple[int, int]) -> Tensor:
@@ -28,6 +30,19 @@ def layer_map(reading: str, queries: Tensor, keys: Tensor, heads: int, grid: tup
     edge = torch.ones(1, *grid, device=queries.device)
     edge[:, 1:-1, 1:-1] = 0
     return -spread(queries, keys, heads, edge.flatten(1).expand(len(queries), -1)).unflatten(1, grid)
+
+
+def auto_threshold(maps: Tensor) -> Tensor:
+    """(B,): from where on BORDER's maps (B, h, w), in deviations above the mean, are salient.
+
+    AUTO_THRESHOLD, but for a thing that fills so much of its picture that little of it deviates so far: there it is two
+    thirds of the way from the picture's edge to the greatest value. On close-ups of tuning scenes, where the thing has
+    .44 of the picture, that gives an IoU of .64 where AUTO_THRESHOLD gives .09.
+    """
+    edge = torch.ones(maps.shape[-2:], dtype=torch.bool, device=maps.device)
+    edge[1:-1, 1:-1] = False
+    low, high = maps[:, edge].mean(1), maps.flatten(1).amax(1)
+    return (low + 2 / 3 * (high - low)).clamp(max=AUTO_THRESHOLD)
 
 
 def joined_map(reading: str, maps: list[Tensor]) -> Tensor:

@@ -67,7 +67,9 @@ def dilate(mask: Tensor, radius: int) -> Tensor:
     if radius == 0:
         return mask
     flat = mask.reshape(-1, 1, *mask.shape[-2:])
-    return max_pool2d(flat, 2 * radius + 1, stride=1, padding=radius).reshape(mask.shape)
+    # Rows, then columns: a square is both, and a large one at once would look at each pixel's whole surroundings.
+    rows = max_pool2d(flat, (1, 2 * radius + 1), stride=1, padding=(0, radius))
+    return max_pool2d(rows, (2 * radius + 1, 1), stride=1, padding=(radius, 0)).reshape(mask.shape)
 
 
 def erode(mask: Tensor, radius: int) -> Tensor:

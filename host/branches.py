@@ -70,7 +70,15 @@ def _with_fused_attention(model: ModelPatcher) -> ModelPatcher:
 
 
 def stack_texts(texts: Sequence[list], pictures: int) -> list:
-    """One CONDITIONING whose batch holds each text `pictures` times in turn, the pooled outputs of SDXL too."""
+    """One CONDITIONING whose batch holds each text `pictures` times in turn, the pooled outputs of SDXL too.
+
+    Raises ValueError for texts that cannot share one forward.
+    """
+    if any(len(text) != 1 or _besides(text) != _besides(texts[0]) for text in texts):
+        raise ValueError(
+            "The texts carry hooks or schedules, which the branches of one forward cannot each have. "
+            "Disconnect the nodes that put them on the CLIP."
+        )
     stacked = []
     for entries in zip(*texts, strict=True):
         extra = dict(entries[0][1])
@@ -80,6 +88,11 @@ def stack_texts(texts: Sequence[list], pictures: int) -> list:
         context = stack_contexts([context.repeat_interleave(pictures, 0) for context, _ in entries])
         stacked.append([context, extra])
     return stacked
+
+
+def _besides(text: list) -> set[str]:
+    """What kinds of things an entry says besides its tensors."""
+    return {key for key, value in text[0][1].items() if not (value is None or isinstance(value, Tensor))}
 
 
 def require_same_family(model: ModelPatcher, other: ModelPatcher) -> None:

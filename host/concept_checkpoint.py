@@ -4,6 +4,7 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import asdict
+from glob import escape
 from pathlib import Path
 
 import folder_paths
@@ -26,7 +27,7 @@ _SAME = 0.01
 
 
 class ConceptCheckpoint:
-    """<output folder>/inlay/<name>.checkpoint.safetensors, good for the same settings, pictures, masks and models."""
+    """<output>/inlay/<name>.<digits>.checkpoint.safetensors, for the same settings, pictures, masks and models."""
 
     def __init__(
         self,
@@ -39,7 +40,6 @@ class ConceptCheckpoint:
         encoded: Mapping[str, Tensor],
     ) -> None:
         """encoded: by the VAE and the text encoder, to tell them from others."""
-        self.path = Path(folder_paths.get_output_directory(), "inlay", f"{name}.checkpoint.safetensors")
         self.most = settings.steps
         fixed = {key: value for key, value in asdict(settings).items() if key not in _FREE}
         digest = hashlib.sha256(f"{model_id(model)} {fixed} {tuple(images.shape)}".encode())
@@ -47,6 +47,10 @@ class ConceptCheckpoint:
             if tensor is not None:
                 digest.update(tensor.detach().contiguous().numpy().tobytes())
         self.fingerprint = digest.hexdigest()
+        # Another training under the same name, as of other pictures, has a file of its own.
+        file = f"{name}.{self.fingerprint[:8]}.checkpoint.safetensors"
+        self.path = Path(folder_paths.get_output_directory(), "inlay", file)
+        self.others = f"{escape(Path(name).name)}.????????.checkpoint.safetensors"
         self.encoded = {f"encoded.{key}": value.detach().float().cpu() for key, value in encoded.items()}
 
     def save(self, loop: ConceptLoop) -> None:
@@ -57,6 +61,8 @@ class ConceptCheckpoint:
     def load(self, loop: ConceptLoop) -> None:
         """Sets the loop to where the run stopped, if there is such a run."""
         if not self.path.is_file():
+            if any(self.path.parent.glob(self.others)):
+                logger.info("The stopped runs of this name are of other settings, pictures or models. Starting anew.")
             return
         state, metadata = read_whole(self.path, "Set resume to off to start anew.")
         same = metadata.get("inlay_concept") == self.fingerprint and len(state["losses"]) <= self.most

@@ -27,7 +27,7 @@ from .concept_material import Material
 from .contrast import with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
-from .models import prediction_kind
+from .models import prediction_kind, trained_levels
 from .out_of_memory import is_out_of_memory
 from .recompute import recompute_blocks
 from .saliency import BLIND, on_picture
@@ -170,7 +170,7 @@ class ConceptLoop:
         settings = self.settings
         _, pictures, *shape = self.clean.shape
         of_step = settings.seed, self.training.done
-        count, levels = settings.accumulation, len(self.sampling.sigmas)
+        count, levels = settings.accumulation, trained_levels(self.sampling)
         draws = [draw_example(*of_step, part, count, pictures, levels, shape, settings.flips) for part in parts]
         views, chosen = [int(draw.flip) for draw in draws], [draw.picture for draw in draws]
         clean = self.clean[views, chosen]
@@ -188,7 +188,7 @@ class ConceptLoop:
             Estimate(denoised, clean, sigma, self.prediction),
             settings.weight,
             lambda: self._saliency(views, chosen),
-            lambda latent: (self.decoder(latent), self.material.pixels[views, chosen].to(latent)),
+            lambda latent: (self.decoder(latent).to(latent), self.material.pixels[views, chosen].to(latent)),
             settings.snr_cap,
             settings.norm,
         )
@@ -216,8 +216,9 @@ class ConceptLoop:
         else:
             if not self.seen:
                 raise ValueError(BLIND)
-            salient = joined_map(self.material.reading, self.seen)
-            masks = (resize_map(salient, *self.clean.shape[-2:]) >= self.settings.threshold).float()[:, None]
+            salient = resize_map(joined_map(self.material.reading, self.seen), *self.clean.shape[-2:])
+            least = self.material.thresholds[pictures].to(salient)
+            masks = (salient >= least[:, None, None]).float()[:, None]
         self.pending += zip(views, pictures, masks[:, 0].cpu(), strict=True)
         return masks.to(self.device)
 

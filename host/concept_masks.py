@@ -6,12 +6,12 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..attention.salient_sources import BORDER, READINGS
+from ..attention.salient_sources import BORDER, READINGS, auto_threshold
 from ..guidance.masks import fit_mask
 from ..training.concept import ConceptSettings
 from .gradients import ordinary
 from .saliency import chosen_layers, self_attention_map
-from .salient_masks import AUTO_LAYER, AUTO_THRESHOLD, salient_masks
+from .salient_masks import AUTO_LAYER, salient_masks
 from .unet_blocks import BlockKey
 
 MASK_SOURCES = ("auto", *READINGS, "masks")
@@ -20,11 +20,10 @@ TIMESTEPS = (500, 300, 100)
 
 
 def with_source(settings: ConceptSettings, masks: Tensor | None) -> ConceptSettings:
-    """The settings with the mask source that `auto` stands for and the threshold that 0 does."""
+    """The settings with the mask source that `auto` stands for; of a source chosen by name, a threshold of 0 is 1."""
     if settings.mask_source != "auto":
         return replace(settings, threshold=settings.threshold or 1.0)
-    source = BORDER if masks is None else "masks"
-    return replace(settings, mask_source=source, threshold=settings.threshold or AUTO_THRESHOLD)
+    return replace(settings, mask_source=BORDER if masks is None else "masks")
 
 
 def given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings) -> Tensor | None:
@@ -49,12 +48,18 @@ def given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings)
 
 def legible_layers(
     model: ModelPatcher, conditioning: list, latents: Tensor, settings: ConceptSettings, reading: str
-) -> list[BlockKey]:
-    """The layers that S is read from. Raises ValueError for a picture in which they find nothing salient."""
+) -> tuple[list[BlockKey], Tensor]:
+    """The layers that S is read from, and each picture's threshold (P,), of its own where the settings' is 0.
+
+    Raises ValueError for a picture in which they find nothing salient.
+    """
     layers = chosen_layers(model, latents, AUTO_LAYER[reading] if settings.layer == "auto" else settings.layer)
     maps = [
         self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, reading)
         for one in latents.split(1)
     ]
-    salient_masks(torch.cat(maps), settings.threshold)
-    return layers
+    maps = torch.cat(maps)
+    if not settings.threshold:
+        return layers, auto_threshold(maps)
+    salient_masks(maps, settings.threshold)
+    return layers, torch.full((len(maps),), settings.threshold)

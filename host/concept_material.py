@@ -18,7 +18,8 @@ class Material:
 
     conditioning: of the first vectors in the template. images: (P, H, W, 3). latents: (views, P, C, h, w) as VAE.encode
     returns them. masks: (views, P, 1, h, w), None where S is the model's own. pixels: (views, P, 3, H, W) in [-1, 1],
-    padded as for the VAE, for a term that looks at them. layers: those S is read from. reading: how, of READINGS.
+    padded as for the VAE, for a term that looks at them. layers: those S is read from; thresholds: (P,), from where on.
+    reading: how, of READINGS.
     """
 
     model: ModelPatcher
@@ -31,4 +32,5 @@ class Material:
     masks: Tensor | None
     pixels: Tensor | None
     layers: list[BlockKey]
+    thresholds: Tensor | None
     reading: str = RECEIVED

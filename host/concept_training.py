@@ -148,11 +148,12 @@ class _Job:
             if objective.extra == "pixel":
                 planes = [view.movedim(-1, 1).flatten(0, 1) for view in self._views(images)]
                 pixels = torch.stack([pad_mask(plane, vae).unflatten(0, (-1, 3)) for plane in planes]) * 2 - 1
-        layers, reading = [], settings.mask_source if settings.mask_source in READINGS else RECEIVED
+        layers, thresholds = [], None
+        reading = settings.mask_source if settings.mask_source in READINGS else RECEIVED
         if objective.extra == "focus" and masks is None:
-            layers = legible_layers(model, conditioning, latents[0], settings, reading)
+            layers, thresholds = legible_layers(model, conditioning, latents[0], settings, reading)
         views = images, latents, cells, pixels
-        self.material = Material(model, text, vae, conditioning, objective, *views, layers, reading)
+        self.material = Material(model, text, vae, conditioning, objective, *views, layers, thresholds, reading)
         encoded = {"latents": latents, "text": conditioning[0][0]}
         self.checkpoint = ConceptCheckpoint(name.strip(), model, settings, images, masks, start, encoded)
 
@@ -174,6 +175,7 @@ class _Job:
         except comfy.model_management.InterruptProcessingException:
             with best_effort():
                 self.checkpoint.save(loop)
+            with best_effort():
                 keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
             raise
         except Exception:
@@ -181,7 +183,11 @@ class _Job:
                 self._keep(loop)
             raise
         vectors = {key: value.detach().clone() for key, value in self.training.vectors.items()}
-        path = save_embedding(vectors, self.name)
+        try:
+            path = save_embedding(vectors, self.name)
+        except Exception:
+            self._keep(loop)
+            raise
         self.checkpoint.remove()
         return LearnedConcept(
             spoken(self.said, self.name),

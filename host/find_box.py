@@ -12,6 +12,7 @@ from torch import Tensor
 from ..attention.boxes import Box, bounding_box, box_mask, find_box, salient_part
 from ..attention.saliency import soften
 from .attention_layers import require_readable
+from .decoders import require_fit
 from .pictures import encode_picture
 from .saliency import chosen_layers, on_picture, word_maps
 from .salient_masks import saliency_scores
@@ -110,6 +111,7 @@ def concept_maps(
 ) -> Iterator[Tensor]:
     """What find_boxes draws the box of each picture from, in turn: (passes, H, W), greatest value about 1."""
     require_readable(model)
+    require_fit(vae, model.model.latent_format)
     positions = concept_positions(clip, prompt, concept)
     conditioning = encode_text(clip, prompt)
     require_width(model, conditioning[0][0])

@@ -1,6 +1,7 @@
 """What a MODEL is, as far as Inlay has to know."""
 
 import hashlib
+from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -29,6 +30,11 @@ def require_added_noise(model: ModelPatcher) -> None:
             f"{type(model.model).__name__} is a flow-matching model, where ddpm, eta and repeats put in wrong noise. "
             "Choose ddim or euler with eta 0 and repeats 1, or connect a sampler of the host."
         )
+
+
+def trained_levels(sampling: Any) -> int:
+    """How many timesteps the model was trained on. A distilled schedule (LCM) keeps few of them as its levels."""
+    return getattr(sampling, "num_timesteps", len(sampling.sigmas))
 
 
 def model_id(model: ModelPatcher) -> str:

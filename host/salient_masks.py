@@ -21,8 +21,6 @@ from .tokens import concept_positions, encode_text
 SOURCES = (*READINGS, "words", "mask")
 # Where each source localises: the paper's block, and the grid where signs and words are legible.
 AUTO_LAYER = {RECEIVED: "middle", CALIBRATED: "16x16", BORDER: "16x16 decoder", "words": "16x16"}
-# Of attention to the border, in the shipped workflows, as chosen on the demo world's tuning seeds.
-AUTO_THRESHOLD = 1.25
 
 
 def saliency_scores(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from ..attention.saliency import resize_map
-from ..attention.salient_sources import BORDER, joined_map, layer_map
+from ..attention.salient_sources import AUTO_THRESHOLD, BORDER, joined_map, layer_map
 from ..training.saliency_focus import saliency_focus
 from ..training.subject import Draw, SubjectTraining, batch_loss, draw_batch, noise_losses
 from ..training.subject_settings import SNR_CAP, SubjectSettings
@@ -25,11 +25,11 @@ from .attention_capture import Seen, watch_attention
 from .backward_room import make_room
 from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .lora_training import count_parameters
-from .models import prediction_kind
+from .models import prediction_kind, trained_levels
 from .notice import show_sentence
 from .recompute import bytes_kept, recompute_blocks
 from .saliency import BLIND, chosen_layers
-from .salient_masks import AUTO_LAYER, AUTO_THRESHOLD
+from .salient_masks import AUTO_LAYER
 from .subject_data import SubjectData
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -217,7 +217,7 @@ class SubjectLoop:
             part,
             self.groups,
             settings.batch,
-            len(self.sampling.sigmas),
+            trained_levels(self.sampling),
             self.data.views.latents.shape[1:],
             settings.condition_dropout,
         )

@@ -19,6 +19,7 @@ from .branches import Forward, inside_sampling, require_same_family, stack_texts
 from .candidates import candidates_that_fit
 from .concept_region_patch import concept_region
 from .contrast import contrast_gradient, with_backward
+from .decoders import require_fit
 from .kept_work import best_effort, keep_pictures
 from .models import prediction_kind
 from .pictures import decode_picture, encode_picture
@@ -47,7 +48,7 @@ def swap_picture(
 
     target_model, target_clip: for the target's texts, None for the same. image: (B, H, W, 3) in [0, 1]. mask: (B or 1,
     H, W); its bounding box is the box, unless bbox is given. Raises ValueError with what to do for bad input. On cancel
-    the picture so far is kept and shown, and the host's interrupt goes on.
+    the picture so far is kept and shown, and the host's interrupt goes on; so it is before any other error.
     """
     if clip is None:
         raise ValueError("There is no text encoder. Connect the model's clip.")
@@ -62,24 +63,35 @@ def swap_picture(
     multiple = vae.spacial_compression_encode() if vae else 1
     for box in boxes:
         _require_a_cell(box, multiple)
+    require_fit(vae, model.model.latent_format)
     job = _Swap((model, target_model), (clip, target_clip), texts, settings, boxes, multiple)
     latent = encode_picture(vae, image)
 
-    def finish(samples: Tensor) -> Tensor:
-        picture = decode_picture(vae, samples, height, width).to(image)
+    def finish(samples: Tensor, rows: slice = slice(None)) -> Tensor:
+        picture = decode_picture(vae, samples[rows], height, width).to(image)
         if settings.paste == "none":
             return picture
-        inside = torch.stack([box_mask([box], height, width) for box in boxes]).to(image.device)
-        return paste_back(image, picture, inside, settings.feather if settings.paste == "feather" else 0)
+        inside = torch.stack([box_mask([box], height, width) for box in boxes[rows]]).to(image.device)
+        return paste_back(image[rows], picture, inside, settings.feather if settings.paste == "feather" else 0)
 
     try:
         samples = job.run(latent)
+        return finish(samples), {"samples": samples}
     except comfy.model_management.InterruptProcessingException:
         if job.samples is not None:
             with best_effort():
                 keep_pictures(finish(job.samples), "inlay_cancelled", job.done, job.total)
         raise
-    return finish(samples), {"samples": samples}
+    except Exception:
+        # Only one picture may be at fault.
+        kept = []
+        for row in range(0 if job.samples is None else len(latent)):
+            with best_effort("The run failed"):
+                kept.append(finish(job.samples, slice(row, row + 1)))
+        if kept:
+            with best_effort("The run failed"):
+                keep_pictures(torch.cat(kept), "inlay_failed", job.done, job.total, "The run failed")
+        raise
 
 
 def _require_a_cell(box: Box, multiple: int) -> None:
@@ -140,7 +152,8 @@ class _Swap:
         `samples` holds what is reached so far, None before the first update.
         """
         row = latent[:1].repeat(2 if self._both else 1, 1, 1, 1)
-        parts = torch.arange(len(latent)).split(candidates_that_fit(self.models[1], row, len(latent)))
+        fit = min(candidates_that_fit(one, row, len(latent)) for one in self.models)
+        parts = torch.arange(len(latent)).split(fit)
         self.total = len(parts) * len(self.sigmas) * (2 if self.apart else 1)
         parts = [part.tolist() for part in parts]
         # The source branch never changes, so all its anchors can come before the target model is loaded.

@@ -6,7 +6,15 @@ import pytest
 import torch
 from inlay.attention.cross_maps import refined_map, spread, word_map
 from inlay.attention.saliency import BUDGET, attention_rows, column_sums, mean_map, oriented, resize_map, soften
-from inlay.attention.salient_sources import BORDER, READINGS, RECEIVED, joined_map, layer_map
+from inlay.attention.salient_sources import (
+    AUTO_THRESHOLD,
+    BORDER,
+    READINGS,
+    RECEIVED,
+    auto_threshold,
+    joined_map,
+    layer_map,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
 
 HEADS = 3
@@ -182,3 +190,18 @@ def test_every_row_of_a_batch_is_read_by_itself(qk):
         ]
         together = joined_map(reading, [layer_map(reading, *qk, HEADS, (5, 7))])
         assert torch.allclose(together, torch.cat(alone), atol=1e-5)
+
+
+@pytest.mark.parametrize("side", [3, 5, 7, 9, 11, 13])
+def test_the_automatic_threshold_finds_small_things_and_close_ups(side):
+    """Of a thing of side x side cells among 16 x 16, which gives less to the border than what is around it."""
+    thing = torch.zeros(16, 16, dtype=torch.bool)
+    first = (16 - side) // 2
+    thing[first : first + side, first : first + side] = True
+    noise = 0.05 * torch.randn(16, 16, generator=torch.Generator().manual_seed(side))
+    found = joined_map(BORDER, [(thing + noise)[None]])
+    (least,), (found,) = auto_threshold(found), found
+    assert torch.equal(found >= least, thing)
+    assert (least == AUTO_THRESHOLD) == (side < 8)
+    # What it is there for: of the close-ups one threshold for all misses most.
+    assert ((found >= AUTO_THRESHOLD).sum() < 0.7 * thing.sum()) == (side > 9)

@@ -95,3 +95,11 @@ def test_progressive_masks_shrink_to_the_mask():
     masks = progressive_masks(mask, stages=3, steps=10)
     assert [int(one.sum()) for one in masks] == [49] * 3 + [25] * 3 + [9] * 3 + [1]
     assert progressive_masks(mask, stages=0, steps=2) == [mask, mask]
+
+
+@pytest.mark.parametrize("radius", [1, 3, 20])
+def test_a_dilation_is_the_greatest_of_its_square(radius):
+    mask = torch.rand(2, 17, 23, generator=torch.Generator().manual_seed(radius))
+    padded = torch.nn.functional.pad(mask, [radius] * 4, value=-1)
+    side = 2 * radius + 1
+    assert torch.equal(dilate(mask, radius), padded.unfold(1, side, 1).unfold(2, side, 1).amax((-1, -2)))

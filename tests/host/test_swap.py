@@ -129,6 +129,48 @@ def test_cancel_keeps_the_picture_so_far(swap, picture, monkeypatch):
     assert moved[12:45, 21:51].any() and not moved[:12].any()
 
 
+def test_a_failure_keeps_what_was_reached(swap, picture, monkeypatch):
+    kept, calls, noises = [], [], swap_module.Forward.noises
+
+    def breaks_down(self, *args):
+        calls.append(args)
+        if len(calls) == 2:
+            raise RuntimeError("the card is gone")
+        return noises(self, *args)
+
+    reached = swap(replace(QUICK, iterations=5))[0]
+    monkeypatch.setattr(swap_module.Forward, "noises", breaks_down)
+    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        swap()
+    images, name, done, total, why = kept[0]
+    assert (name, done, total, why) == ("inlay_failed", 1, 2, "The run failed")
+    assert images.shape == reached.shape and not torch.equal(images, picture)
+
+
+def test_a_picture_that_cannot_be_decoded_does_not_take_the_others_along(swap, picture, monkeypatch):
+    kept, decode = [], swap_module.decode_picture
+    pictures = torch.cat([picture, 1 - picture])
+    image, latent = swap(image=pictures)
+
+    def overflows(vae, samples, *size):
+        if not torch.equal(samples, latent["samples"][:1]):
+            raise ValueError("The VAE decoded the result to values that are not numbers.")
+        return decode(vae, samples, *size)
+
+    monkeypatch.setattr(swap_module, "decode_picture", overflows)
+    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
+    with pytest.raises(ValueError, match="not numbers"):
+        swap(image=pictures)
+    torch.testing.assert_close(kept[0][0], image[:1], atol=1e-4, rtol=0)
+
+
+def test_a_vae_of_another_family_is_refused(swap, tiny, monkeypatch):
+    monkeypatch.setattr(tiny.vae, "latent_channels", 16)
+    with pytest.raises(ValueError, match="This VAE has 16 latent channels and the model 4"):
+        swap()
+
+
 def test_the_model_is_untouched(swap, sample, tiny):
     before = sample(tiny.model, steps=1)
     swap()

@@ -155,3 +155,12 @@ def test_pooled_outputs_and_lengths_are_stacked():
     ((context, extra),) = stack_texts([one, two], 2)
     assert context.shape == (4, 154, 4) and context[:, 0, 0].tolist() == [0, 0, 1, 1]
     assert extra["pooled_output"][:, 0].tolist() == [0, 0, 1, 1]
+
+
+def test_hooks_and_schedules_that_one_forward_cannot_hold_are_refused():
+    plain = [[torch.zeros(1, 77, 4), {"pooled_output": None}]]
+    hooked = [[torch.zeros(1, 77, 4), {"hooks": object()}]]
+    for texts in ([plain, hooked], [hooked, plain], [plain, plain * 2], [plain * 2, plain * 2]):
+        with pytest.raises(ValueError, match="The texts carry hooks or schedules"):
+            stack_texts(texts, 1)
+    assert len(stack_texts([hooked, hooked], 1)) == 1

@@ -9,10 +9,10 @@ import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
-from inlay.host import concept_loop
+from inlay.host import concept_loop, concept_training
 from inlay.host import demo_models as build
 
-from .train_concept_setup import PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
+from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
 
 
 def test_a_stock_prompt_loads_the_file_without_a_word_and_gives_the_conditioning(learn, tiny, folder, caplog):
@@ -62,7 +62,7 @@ def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_on
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         learn("half", **settings)
     release()
-    checkpoint = folder / "output" / "inlay" / "half.checkpoint.safetensors"
+    (checkpoint,) = (folder / "output" / "inlay").glob("half.????????.checkpoint.safetensors")
     assert checkpoint.is_file() and not list((folder / "embeddings").glob("half*"))
     assert shown and shown[-1][2] is not None
     assert len(comfy.utils.load_torch_file(str(checkpoint))["losses"]) == 1
@@ -91,12 +91,41 @@ def test_any_failure_keeps_what_was_learned(learn, folder, monkeypatch):
     fail_in(monkeypatch, 2)
     with pytest.raises(RuntimeError, match="the card is gone"):
         learn("half", steps=3)
-    checkpoint = folder / "output" / "inlay" / "half.checkpoint.safetensors"
+    (checkpoint,) = (folder / "output" / "inlay").glob("half.????????.checkpoint.safetensors")
     assert len(comfy.utils.load_torch_file(str(checkpoint))["losses"]) == 2
     resumed = learn("half", steps=3)
     assert resumed.losses == whole.losses
     assert torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
     assert not checkpoint.exists()
+
+
+def test_a_file_that_cannot_be_saved_costs_no_training(learn, folder, monkeypatch):
+    whole = learn("whole", steps=3)
+
+    def full(*_):
+        raise OSError("no space left")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(concept_training, "save_embedding", full)
+        with pytest.raises(OSError, match="no space left"):
+            learn("half", steps=3)
+    assert len(list((folder / "output" / "inlay").glob("half.????????.checkpoint.safetensors"))) == 1
+    drawn = []
+    monkeypatch.setattr(concept_loop, "draw_example", lambda *args: drawn.append(args))
+    resumed = learn("half", steps=3)
+    assert not drawn and torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
+
+
+def test_another_training_under_the_name_leaves_the_cancelled_one_its_checkpoint(learn, folder, monkeypatch):
+    whole = learn("whole", steps=3)
+    fail_in(monkeypatch, 2)
+    with pytest.raises(RuntimeError, match="the card is gone"):
+        learn("half", steps=3)
+    learn("half", steps=3, images=1 - IMAGES)
+    learn("half", steps=3, resume=False, seed=5)
+    resumed = learn("half", steps=3)
+    assert resumed.losses == whole.losses
+    assert torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
 
 
 @pytest.mark.parametrize("broken", ["sampling", "decoding"])

@@ -4,6 +4,7 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from inlay.host import concept_masks
 from inlay.host.concept_loop import ConceptLoop
 from inlay.host.concept_masks import with_source
 from inlay.nodes.train_concept import TrainConcept
@@ -19,9 +20,12 @@ def same(one, other):
     return torch.equal(saved(one)["clip_l"], saved(other)["clip_l"]) and torch.equal(one.mask, other.mask)
 
 
-def test_auto_without_masks_is_attention_to_the_border_as_the_workflows_have_it(learn):
+def test_auto_without_masks_is_attention_to_the_border_as_the_workflows_have_it(learn, monkeypatch):
     auto = learn()
-    assert same(auto, learn(mask_source=BORDER, layer="16x16 decoder", threshold=1.25))
+    monkeypatch.setattr(concept_masks, "auto_threshold", lambda maps: torch.full((len(maps),), 1.25))
+    assert same(learn(), learn(mask_source=BORDER, layer="16x16 decoder", threshold=1.25))
+    monkeypatch.setattr(concept_masks, "auto_threshold", lambda maps: torch.full((len(maps),), 0.5))
+    assert same(learn(), learn(mask_source=BORDER, layer="16x16 decoder", threshold=0.5))
     assert not same(auto, learn(mask_source="self-attention"))
     assert same(learn(threshold=0.75), learn(mask_source=BORDER, threshold=0.75))
 
