@@ -55,8 +55,8 @@ class Canvas:
     seed: int
     candidates: int = 1
 
-    def paint(self, parts: Parts) -> Tensor:
-        """(candidates * B, H, W, 3) before the paste, candidate after candidate."""
+    def paint(self, parts: Parts, paste: str = "none") -> Tensor:
+        """(candidates * B, H, W, 3) before the paste unless told otherwise, candidate after candidate."""
         models, model = self.models, self.models.model
         if parts.region is not None:
             model = guide_region(model, [Region(self.mask)], parts.region, self.empty[0][0])
@@ -69,7 +69,7 @@ class Canvas:
             candidates=self.candidates,
             background=parts.background,
             repeats=parts.repeats,
-            paste="none",
+            paste=paste,
         )
         path = self.trajectory if parts.background == "inverted" else None
         texts = self.positive, self.empty

@@ -74,6 +74,7 @@ def test_spin(short, capsys, tmp_path):
     seen = {tuple(rows[name][metric]["mean"] for metric in told_apart) for name in (*jobs, *edited)}
     assert len(seen) == len(jobs) + len(edited)
     assert {"judge: real crops", "judge: real crops through the VAE", "judge: labels shuffled"} <= set(rows)
+    assert rows[spin.AS_RETURNED]["background exact"]["mean"] == 1
     ceiling = rows[spin_jobs.COPY]
     assert "background PSNR" not in ceiling and ceiling["background exact"]["mean"] == 1
     assert set(rows["styles asked for"]) == {
