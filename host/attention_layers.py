@@ -5,7 +5,7 @@ import math
 from comfy.ldm.modules.diffusionmodules.openaimodel import Downsample, UNetModel
 from comfy.model_patcher import ModelPatcher
 
-from .models import prediction_kind
+from .models import require_timesteps
 from .unet_blocks import BlockKey, require_unet, transformer_blocks
 
 Grid = tuple[int, int]
@@ -18,7 +18,7 @@ LAYERS = ("middle", "8x8", "16x16", "32x32", "64x64", "8x8 decoder", "16x16 deco
 def require_readable(model: ModelPatcher) -> None:
     """Raises ValueError for a model that is no UNet with attention to text, and for flow matching and EDM."""
     require_unet(model, "reading attention maps")
-    prediction_kind(model)
+    require_timesteps(model)
 
 
 def layer_grids(unet: UNetModel, height: int, width: int) -> dict[BlockKey, Grid]:

@@ -16,7 +16,7 @@ from ..guidance.batches import as_one_batch
 from ..guidance.masks import fit_mask, require_region
 from ..guidance.paste import fill_smoothly
 from .clip_guidance_patch import ClipOptions, guide_by_clip
-from .kept_work import best_effort, keep_pictures
+from .kept_work import keep_each
 from .notice import show_sentence
 from .painting import PaintSettings, paint
 from .ranking import rank_pictures, score_pictures
@@ -130,8 +130,7 @@ def blend_pictures(
         try:
             scores = score_pictures(images, models.vision, models.clip, texts.text, mask=places)
         except Exception:
-            with best_effort("The ranking failed"):
-                keep_pictures(images, "inlay_finished", 1, 1, "The ranking failed")
+            keep_each([images], [], 1, 1, "The ranking failed")
             raise
     return best_of_each(images, scores, len(images) // settings.candidates, keep)
 

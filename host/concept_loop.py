@@ -3,27 +3,26 @@
 import logging
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
-import comfy.k_diffusion.sampling
 import comfy.model_management
 import comfy.samplers
 import comfy.utils
-import numpy
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.nn.functional import interpolate
 from tqdm.auto import tqdm
 
-from ..attention.overlay import overlay
 from ..attention.saliency import resize_map
 from ..attention.salient_sources import joined_map, layer_map
-from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors, draw_example
+from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors
 from ..training.objectives import Estimate, objective_loss
 from .activations import backward_factor
 from .attention_capture import Seen, watch_attention
+from .concept_examples import Examples, draw_step
 from .concept_material import Material
+from .concept_preview import as_preview, draw_panel, draw_sample
 from .contrast import with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
@@ -36,9 +35,6 @@ from .together import examples_together
 logger = logging.getLogger("inlay")
 
 _DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-PREVIEW_STEPS = 12
-PREVIEW_CFG = 5.0
-PREVIEW_SIDE = 1024
 # Told the number of steps done, and the vectors, which the next step changes.
 AfterStep = Callable[[int, Vectors], None]
 
@@ -112,13 +108,8 @@ class ConceptLoop:
         return total / uses.sum(0).clamp_min(1)[:, None, None]
 
     def panel(self, sample: Tensor | None = None) -> Tensor:
-        """(1, H, 2 W or 3 W, 3): the first picture, the same under its mask, and a sample (1, H', W', 3)."""
-        picture, mask = self.material.images[:1], self.used_mask()[:1]
-        parts = [picture, overlay(picture, mask, (mask >= 0.5).float())]
-        if sample is not None:
-            size = picture.shape[1:3]
-            parts.append(interpolate(sample.movedim(-1, 1), size, mode="bilinear").movedim(1, -1))
-        return torch.cat(parts, 2).clamp(0, 1)
+        """The first picture, the same under its mask, and a sample, if any."""
+        return draw_panel(self.material.images[:1], self.used_mask()[:1], sample)
 
     def state(self) -> dict[str, Tensor]:
         return {**self.training.state(), "masks": self.masks, "uses": self.uses}
@@ -152,10 +143,17 @@ class ConceptLoop:
 
     def _step(self) -> float:
         """A step of the training, with half as many pictures at once whenever memory does not hold them."""
+        text, levels = self.material.text, trained_levels(self.sampling)
+        _, pictures, *shape = self.clean.shape
+        examples = draw_step(self.settings, self.training.done, text, pictures, levels, shape)
+
+        def encode(vectors: Vectors) -> Texts:
+            return text.encode(vectors, examples.lines)
+
         while True:
             self.pending.clear()
             try:
-                return self.training.step(self.material.text.encode, self._loss, self.at_once)
+                return self.training.step(encode, partial(self._loss, examples), self.at_once)
             except Exception as error:
                 if self.at_once == 1 or not is_out_of_memory(error):
                     raise
@@ -164,23 +162,18 @@ class ConceptLoop:
             logger.warning("Out of memory. Going on with %d noised pictures at once.", self.at_once)
             comfy.model_management.soft_empty_cache()
 
-    def _loss(self, texts: Texts, parts: range) -> Tensor:
+    def _loss(self, examples: Examples, texts: Texts, parts: range) -> Tensor:
         """(n,): of these parts of the step, in one forward."""
         comfy.model_management.throw_exception_if_processing_interrupted()
         settings = self.settings
-        _, pictures, *shape = self.clean.shape
-        of_step = settings.seed, self.training.done
-        count, levels = settings.accumulation, trained_levels(self.sampling)
-        draws = [draw_example(*of_step, part, count, pictures, levels, shape, settings.flips) for part in parts]
+        draws, told = examples.of(parts)
         views, chosen = [int(draw.flip) for draw in draws], [draw.picture for draw in draws]
         clean = self.clean[views, chosen]
         timesteps = torch.tensor([float(draw.timestep) for draw in draws])
         sigma = self.sampling.sigma(timesteps).to(self.device, torch.float32)
         noise = torch.cat([draw.noise for draw in draws]).to(self.device)
         noised = self.sampling.noise_scaling(sigma.view(-1, 1, 1, 1), noise, clean)
-        told = enumerate(chosen, self.training.done * count + parts.start)
-        lines = [self.material.text.line_of(picture, pictures, example) for example, picture in told]
-        denoised = self._denoise([text[lines] for text in texts], noised, sigma)
+        denoised = self._denoise([text[told] for text in texts], noised, sigma)
         if not denoised.requires_grad:
             raise ValueError("A patch on the model lets no gradient through it. Remove that patch to learn a concept.")
         return objective_loss(
@@ -227,18 +220,11 @@ class ConceptLoop:
         """A picture of the concept, in the sampler's space."""
         self.seen.clear()
         given, empty = (
-            [text[:1] for text in self.material.text.encode(vectors) if text is not None]
+            [text for text in self.material.text.encode(vectors, [0]) if text is not None]
             for vectors in (self.training.vectors, None)
         )
-
-        def guided(x: Tensor, sigma: Tensor, **_: Any) -> Tensor:
-            comfy.model_management.throw_exception_if_processing_interrupted()
-            without = self._denoise(empty, x, sigma)
-            return without + PREVIEW_CFG * (self._denoise(given, x, sigma) - without)
-
-        sigmas = comfy.samplers.calculate_sigmas(self.sampling, "normal", PREVIEW_STEPS).to(self.device)
         noise = torch.randn(self.clean[0, :1].shape, generator=torch.Generator().manual_seed(self.settings.seed))
-        return comfy.k_diffusion.sampling.sample_euler(guided, noise.to(self.device) * sigmas[0], sigmas, disable=True)
+        return draw_sample(self._denoise, given, empty, noise.to(self.device), self.sampling)
 
     @torch.no_grad()
     def _live_preview(self) -> tuple[str, Image.Image, int]:
@@ -250,5 +236,4 @@ class ConceptLoop:
             if not is_out_of_memory(error):
                 raise
             logger.warning("Out of memory for the live preview's sample. It is left out.")
-        values = (self.panel(sample)[0].nan_to_num() * 255).round().numpy().astype(numpy.uint8)
-        return "JPEG", Image.fromarray(values), PREVIEW_SIDE
+        return as_preview(self.panel(sample))

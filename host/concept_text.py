@@ -1,7 +1,7 @@
 """A prompt with one concept in it: its vectors as tokens of the host's text encoders, SD1's, SD2's or SDXL's two."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import comfy.sd
 import comfy.sd1_clip
@@ -97,8 +97,12 @@ class ConceptText:
             sequences[name] = [[start, *own, *rest[: len(rest) - len(own)]]]
         return sequences
 
-    def encode(self, vectors: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor | None]:
+    def encode(
+        self, vectors: Mapping[str, Tensor] | None = None, lines: Sequence[int] | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """(conditioning, pooled output) with their gradients, a row a line; of the empty prompt without vectors.
+
+        lines: of the template, None for all.
 
         Unlike CLIP.encode_from_tokens it does not ask for the encoder to be loaded, which could unload the UNet.
         """
@@ -107,7 +111,8 @@ class ConceptText:
         if self.clip.layer_idx is not None:
             net.set_clip_options({"layer": self.clip.layer_idx})
         net.set_clip_options({"execution_device": self.patcher.load_device})
-        prompts = [self.empty] if vectors is None else [self.tokens(vectors, line) for line in self.lines]
+        chosen = self.lines if lines is None else [self.lines[line] for line in lines]
+        prompts = [self.empty] if vectors is None else [self.tokens(vectors, line) for line in chosen]
         texts, pooled = zip(*(net.encode_token_weights(prompt)[:2] for prompt in prompts), strict=True)
         return torch.cat(texts), None if pooled[0] is None else torch.cat(pooled)
 

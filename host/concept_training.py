@@ -24,8 +24,8 @@ from .concept_text import SLOT, ConceptText, spoken
 from .decoders import require_fit
 from .embedding_files import embedding_name, require_alone, save_embedding
 from .gradients import ordinary
-from .kept_work import best_effort, keep_pictures
-from .models import prediction_kind
+from .kept_work import CANCELLED, best_effort, keep_pictures
+from .models import require_timesteps
 from .out_of_memory import is_out_of_memory
 from .pictures import decode_picture, encode_picture, pad_mask, scaled_down
 from .text_width import require_width
@@ -117,7 +117,7 @@ class _Job:
         if images is None or len(images) == 0:
             raise ValueError("There is no reference image. Connect at least one picture of the subject.")
         require_unet(model, "learning a concept")
-        prediction_kind(model)
+        require_timesteps(model)
         require_fit(vae, model.model.latent_format)
         self.settings = settings = with_source(settings, masks)
         self.vae, self.size = vae, images.shape[1:3]
@@ -176,7 +176,7 @@ class _Job:
             with best_effort():
                 self.checkpoint.save(loop)
             with best_effort():
-                keep_pictures(loop.panel(), "inlay_cancelled", self.training.done, self.settings.steps)
+                keep_pictures(loop.panel(), CANCELLED, self.training.done, self.settings.steps)
             raise
         except Exception:
             if self.training.learned:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..guidance.extrapolation import SIDES, grow, grow_mask, match_seam, outermost, place_at, plan_side
 from ..guidance.paste import paste_back
 from .clip_guidance_patch import ClipOptions, clip_nets, clip_targets, guide_to_targets
-from .kept_work import best_effort, keep_pictures
+from .kept_work import CANCELLED, best_effort, keep_each, keep_pictures
 from .painting import PaintSettings, paint
 from .text_width import require_width
 from .tokens import encode_text
@@ -92,12 +92,10 @@ def extrapolate(
                 done += 1
     except comfy.model_management.InterruptProcessingException:
         with best_effort():
-            keep_pictures(canvas, "inlay_cancelled", done, total)
+            keep_pictures(canvas, CANCELLED, done, total)
         raise
     except Exception:
-        if done:
-            with best_effort("The run failed"):
-                keep_pictures(canvas, "inlay_finished", done, total, "The run failed")
+        keep_each([canvas] if done else [], [], done, total)
         raise
     return canvas, new
 

@@ -2,18 +2,20 @@
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
 import comfy.utils
 import folder_paths
 import numpy
+import torch
 from PIL import Image
 from torch import Tensor
 
 logger = logging.getLogger("inlay")
 
 PREVIEW_SIDE = 512
+CANCELLED, FAILED = "inlay_cancelled", "inlay_failed"
 
 
 @contextmanager
@@ -26,6 +28,26 @@ def best_effort(why: str = "Cancelled") -> Iterator[None]:
         yield
     except Exception as error:
         logger.warning("%s. What was there could not be kept: %s", why, error)
+
+
+def keep_each(
+    images: Sequence[Tensor],
+    rest: Sequence[Callable[[], Tensor]],
+    step: int,
+    total: int,
+    why: str = "The run failed",
+) -> None:
+    """After an error: keeps the pictures (B, H, W, 3), and of the rest those that can be made. One may be at fault.
+
+    step of total: where the progress bar stands. why: how the log's sentences begin.
+    """
+    images = list(images)
+    for picture in rest:
+        with best_effort(why):
+            images.append(picture())
+    if images:
+        with best_effort(why):
+            keep_pictures(torch.cat(images), FAILED, step, total, why)
 
 
 def keep_pictures(images: Tensor, name: str, step: int, total: int, why: str = "Cancelled") -> list[str]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
-from comfy.model_sampling import CONST, EDM, EPS, V_PREDICTION, X0
+from comfy.model_sampling import CONST, EDM, EPS, V_PREDICTION, X0, ModelSamplingContinuousEDM
 from torch import Tensor
 
 _PROBED_WEIGHTS = 24
@@ -21,6 +21,16 @@ def prediction_kind(model: ModelPatcher) -> str:
             "Use an SD1.x, SD2.x, SDXL or PixArt model."
         )
     return "v" if isinstance(sampling, V_PREDICTION) else "eps"
+
+
+def require_timesteps(model: ModelPatcher) -> None:
+    """Raises ValueError where prediction_kind does, and for models whose noise levels have no numbers."""
+    prediction_kind(model)
+    if isinstance(model.get_model_object("model_sampling"), ModelSamplingContinuousEDM):
+        raise ValueError(
+            f"{type(model.model).__name__} has a continuous noise schedule (CosXL, or Model Sampling Continuous EDM or "
+            "V), and this needs numbered timesteps. Use an SD1.x, SD2.x or SDXL model as it was trained."
+        )
 
 
 def require_added_noise(model: ModelPatcher) -> None:

@@ -1,5 +1,7 @@
 """The whole paint job: a picture, a mask and a text to finished candidates with the picture's own background."""
 
+from functools import partial
+
 import comfy.model_management
 import comfy.samplers
 import comfy.sd
@@ -18,7 +20,7 @@ from .candidate_run import CandidateRun
 from .decoder_tuning import decode_tuned
 from .inpaint_channels import hole, inpaint_channels, takes_masked_image
 from .inversion import invert_latent
-from .kept_work import best_effort, keep_pictures
+from .kept_work import CANCELLED, best_effort, keep_each, keep_pictures
 from .models import model_id
 from .paint_settings import SAMPLER_NAMES, SCHEDULER_NAMES, TUNED, PaintSettings, schedule
 from .pictures import decode_picture, encode_picture, pad_mask
@@ -115,17 +117,12 @@ def paint(
             images += [finish(part, tune=False) for part in reached]
         if images:
             with best_effort():
-                keep_pictures(torch.cat(images), "inlay_cancelled", job.step, job.total)
+                keep_pictures(torch.cat(images), CANCELLED, job.step, job.total)
         raise
     except Exception:
-        # What is finished may have taken hours, and only one candidate of the last part may be at fault.
-        for part in samples[len(images) :]:
-            for row in range(len(part)):
-                with best_effort("The run failed"):
-                    images.append(finish(part, False, slice(row, row + 1)))
-        if images:
-            with best_effort("The run failed"):
-                keep_pictures(torch.cat(images), "inlay_finished", job.step, job.total, "The run failed")
+        # What is finished may have taken hours.
+        rows = ((part, slice(row, row + 1)) for part in samples[len(images) :] for row in range(len(part)))
+        keep_each(images, [partial(finish, part, False, row) for part, row in rows], job.step, job.total)
         raise
     samples = torch.cat(samples)
     return torch.cat(images), {"samples": samples, "batch_index": list(range(len(samples)))}

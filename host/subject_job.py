@@ -18,10 +18,10 @@ from ..training.subject_settings import SubjectSettings
 from .decoders import require_fit
 from .fingerprints import patcher_id, patches_id, weights_id
 from .inpaint_channels import takes_masked_image
-from .kept_work import best_effort, keep_pictures
+from .kept_work import CANCELLED, best_effort, keep_pictures
 from .lora_files import Lora, base_metadata
 from .lora_training import TrainableLora
-from .models import model_id, prediction_kind
+from .models import model_id, require_timesteps
 from .notice import show_sentence
 from .reference_conditioning import require_pair
 from .subject_checkpoint import SubjectCheckpoint
@@ -72,7 +72,7 @@ class SubjectJob:
         trainable: Trainable | None = None,
     ) -> None:
         """trainable: instead of a LoRA by the settings."""
-        prediction_kind(model)
+        require_timesteps(model)
         require_fit(vae, model.model.latent_format)
         self.model, self.vae, self.teller, self.name = model, vae, teller, name
         self.holes = takes_masked_image(model)
@@ -125,7 +125,7 @@ class SubjectJob:
                 self.stop()
             if loop.data is not None:
                 with best_effort():
-                    keep_pictures(loop.panel(loop.last[:1]), "inlay_cancelled", self.training.done, settings.steps)
+                    keep_pictures(loop.panel(loop.last[:1]), CANCELLED, self.training.done, settings.steps)
             raise
         except Exception as error:
             self.stop(diverged=isinstance(error, NotANumber))

@@ -7,7 +7,7 @@ import comfy.model_management
 import comfy.samplers
 import pytest
 import torch
-from inlay.host import blending, decoder_tuning, painting
+from inlay.host import blending, decoder_tuning, kept_work, painting
 from inlay.host.blending import without_the_thing
 from inlay.host.decoder_tuning import decode_tuned
 from inlay.host.painting import PaintSettings, paint
@@ -222,7 +222,7 @@ def test_candidates_that_cannot_be_ranked_are_kept(blend, monkeypatch):
         raise comfy.model_management.OOM_EXCEPTION("no")
 
     monkeypatch.setattr(blending, "score_pictures", fails)
-    monkeypatch.setattr(blending, "keep_pictures", lambda images, *_: kept.append(images))
+    monkeypatch.setattr(kept_work, "keep_pictures", lambda images, *_: kept.append(images))
     with pytest.raises(comfy.model_management.OOM_EXCEPTION):
         blend()
     assert kept[0].shape == (2, H, W, 3)

@@ -4,7 +4,7 @@ import logging
 
 import pytest
 import torch
-from inlay.host import concept_loop
+from inlay.host import concept_examples
 from inlay.host import demo_models as build
 from inlay.host.concept_loop import ConceptLoop
 from inlay.host.concept_text import ConceptText
@@ -74,12 +74,13 @@ def test_every_line_is_read_as_the_host_reads_it(learn, tiny, host_text):
 @pytest.mark.parametrize("at_once", [1, 4])
 @pytest.mark.parametrize(("images", "turns"), [(IMAGES, True), (PAIR, False)])
 def test_examples_are_told_by_turns_or_by_their_picture(learn, monkeypatch, images, turns, at_once):
-    """With as many lines as pictures each picture has its own, else lines take turns."""
-    read, drawn = [], []
-    plain_texts, plain_draw, plain_denoise = ConceptText.encode, concept_loop.draw_example, ConceptLoop._denoise
+    """With as many lines as pictures each picture has its own, else lines take turns. None else is encoded."""
+    read, drawn, encoded = [], [], []
+    plain_texts, plain_draw, plain_denoise = ConceptText.encode, concept_examples.draw_example, ConceptLoop._denoise
 
-    def encode(self, vectors=None):
-        self.read = plain_texts(self, vectors)
+    def encode(self, vectors=None, lines=None):
+        encoded.append(lines)
+        self.read = plain_texts(self, vectors, lines)
         return self.read
 
     def draw(*given):
@@ -88,16 +89,18 @@ def test_examples_are_told_by_turns_or_by_their_picture(learn, monkeypatch, imag
 
     def denoise(self, texts, noised, sigma):
         lines = self.material.text.read[0]
-        read.extend(int(torch.all(lines == text, (1, 2)).nonzero()) for text in texts[0] if len(lines) > 1)
+        # Not the sample's, made at the end.
+        given = texts[0] if torch.is_grad_enabled() else ()
+        read.extend(encoded[-1][int(torch.all(lines == text, (1, 2)).nonzero())] for text in given)
         return plain_denoise(self, texts, noised, sigma)
 
     monkeypatch.setattr(ConceptText, "encode", encode)
-    monkeypatch.setattr(concept_loop, "draw_example", draw)
+    monkeypatch.setattr(concept_examples, "draw_example", draw)
     monkeypatch.setattr(ConceptLoop, "_denoise", denoise)
     learn(template=TEMPLATE, images=images, steps=3, accumulation=4, at_once=at_once)
-    told = read[:12]
-    assert told == ([0, 1] * 6 if turns else [draw.picture for draw in drawn])
-    assert set(told) == {0, 1}
+    assert read == ([0, 1] * 6 if turns else [draw.picture for draw in drawn])
+    assert set(read) == {0, 1}
+    assert encoded[:3] == [sorted(set(read[step : step + 4])) for step in (0, 4, 8)]
 
 
 def test_what_the_text_names_changes_what_is_learned(learn):

@@ -3,7 +3,7 @@
 import comfy.model_management
 import pytest
 import torch
-from inlay.host import extrapolation
+from inlay.host import extrapolation, kept_work
 from inlay.nodes.extrapolate import Extrapolate
 
 H, W = 32, 40
@@ -124,11 +124,11 @@ def test_a_failure_keeps_what_has_grown(grow, monkeypatch):
         return paint(*job)
 
     monkeypatch.setattr(extrapolation, "paint", fails_later)
-    monkeypatch.setattr(extrapolation, "keep_pictures", lambda *given: kept.append(given))
+    monkeypatch.setattr(kept_work, "keep_pictures", lambda *given: kept.append(given))
     with pytest.raises(ValueError, match="no such layer"):
         grow(right=16, clean_up=0.0, seed=0)
     images, name, done, total, why = kept[0]
-    assert images.shape == (1, H, W + 16, 3) and (name, done, total) == ("inlay_finished", 1, 2) and "failed" in why
+    assert images.shape == (1, H, W + 16, 3) and (name, done, total) == ("inlay_failed", 1, 2) and "failed" in why
     kept.clear()
     with pytest.raises(ValueError, match="no such layer"):
         grow(right=16, clean_up=0.0, seed=1)

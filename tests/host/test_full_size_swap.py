@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from inlay.host import swap as swap_module
+from inlay.host import swap_run
 from inlay.host.swap import SwapSettings, SwapTexts, swap_picture
 
 pytestmark = pytest.mark.full_size
@@ -23,7 +23,7 @@ TEXTS = SwapTexts("a cat on a sofa", "a teapot on a sofa", "cat", "teapot")
 def test_one_model_in_one_batch_is_two_models_apart(tiny, monkeypatch, name):
     """Each branch keeps its own texts, pooled ones too, where both share a forward; nothing moves outside the box."""
     encode = lambda clip, text: full_size.conditioning(WIDTHS[name], sum(map(ord, text)))  # noqa: E731
-    monkeypatch.setattr(swap_module, "encode_text", encode)
+    monkeypatch.setattr(swap_run, "encode_text", encode)
     model = getattr(full_size, name)(depth=1, dtype=torch.float32)
     image = torch.rand(1, 61, 70, 3, generator=torch.Generator().manual_seed(0))
     mask = torch.zeros(1, 61, 70)

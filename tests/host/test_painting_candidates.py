@@ -10,7 +10,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from inlay.host import candidates, painting
+from inlay.host import candidates, kept_work, painting
 from inlay.host.candidate_run import CandidateRun
 from inlay.host.kept_work import keep_pictures
 from inlay.host.region_patches import guide_region
@@ -179,13 +179,13 @@ def test_a_failure_keeps_the_finished_candidates_and_goes_on(
 
     model = tiny.model.clone()
     model.set_model_unet_function_wrapper(breaks_down)
-    monkeypatch.setattr(painting, "keep_pictures", keep)
+    monkeypatch.setattr(kept_work, "keep_pictures", keep)
     monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, preview, **_: shown.append(preview))
     settings = replace(FEW, cfg=1.0, background="none", candidates=3, at_once=1)
-    before = kept_files("inlay_finished")
+    before = kept_files("inlay_failed")
     with pytest.raises((ValueError, RuntimeError), match=sentence):
         job(settings, model=model)
-    assert len(kept_files("inlay_finished") - before) == (2 if writable else 0)
+    assert len(kept_files("inlay_failed") - before) == (2 if writable else 0)
     if writable:
         assert shown[-1][1].size == (W, H)
     else:
@@ -242,7 +242,7 @@ def test_a_candidate_that_fails_does_not_take_its_neighbours_along(job, tiny, mo
 
     model = tiny.model.clone()
     model.set_model_unet_function_wrapper(spoil)
-    monkeypatch.setattr(painting, "keep_pictures", lambda images, *_: kept.append(images))
+    monkeypatch.setattr(kept_work, "keep_pictures", lambda images, *_: kept.append(images))
     settings = replace(FEW, cfg=1.0, background="none", candidates=3, at_once=3)
     with pytest.raises(ValueError, match="Sampling ended in values"):
         job(settings, model=model)

@@ -5,7 +5,8 @@ from dataclasses import replace
 import comfy.model_management
 import pytest
 import torch
-from comfy.model_sampling import CONST
+from comfy.model_sampling import CONST, V_PREDICTION, ModelSamplingContinuousV
+from inlay.host import kept_work, swap_run
 from inlay.host import swap as swap_module
 from inlay.host.concept_region_patch import concept_region
 from inlay.host.swap import SwapSettings
@@ -110,7 +111,7 @@ def test_the_executors_inference_mode_changes_nothing(swap):
 
 
 def test_cancel_keeps_the_picture_so_far(swap, picture, monkeypatch):
-    kept, calls, real = [], [], swap_module.Forward.noises
+    kept, calls, real = [], [], swap_run.Forward.noises
 
     def press_cancel_at_the_third(self, *args):
         calls.append(1)
@@ -119,7 +120,7 @@ def test_cancel_keeps_the_picture_so_far(swap, picture, monkeypatch):
         return real(self, *args)
 
     monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
-    monkeypatch.setattr(swap_module.Forward, "noises", press_cancel_at_the_third)
+    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel_at_the_third)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         swap(replace(QUICK, iterations=20))
     ((images, _, done, total),) = kept
@@ -130,7 +131,7 @@ def test_cancel_keeps_the_picture_so_far(swap, picture, monkeypatch):
 
 
 def test_a_failure_keeps_what_was_reached(swap, picture, monkeypatch):
-    kept, calls, noises = [], [], swap_module.Forward.noises
+    kept, calls, noises = [], [], swap_run.Forward.noises
 
     def breaks_down(self, *args):
         calls.append(args)
@@ -139,8 +140,8 @@ def test_a_failure_keeps_what_was_reached(swap, picture, monkeypatch):
         return noises(self, *args)
 
     reached = swap(replace(QUICK, iterations=5))[0]
-    monkeypatch.setattr(swap_module.Forward, "noises", breaks_down)
-    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
+    monkeypatch.setattr(swap_run.Forward, "noises", breaks_down)
+    monkeypatch.setattr(kept_work, "keep_pictures", lambda *args: kept.append(args))
     with pytest.raises(RuntimeError, match="the card is gone"):
         swap()
     images, name, done, total, why = kept[0]
@@ -159,7 +160,7 @@ def test_a_picture_that_cannot_be_decoded_does_not_take_the_others_along(swap, p
         return decode(vae, samples, *size)
 
     monkeypatch.setattr(swap_module, "decode_picture", overflows)
-    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
+    monkeypatch.setattr(kept_work, "keep_pictures", lambda *args: kept.append(args))
     with pytest.raises(ValueError, match="not numbers"):
         swap(image=pictures)
     torch.testing.assert_close(kept[0][0], image[:1], atol=1e-4, rtol=0)
@@ -191,6 +192,10 @@ def test_bad_input_says_what_to_do(swap, tiny, mask, picture, monkeypatch):
     fails("not numbers", image=torch.full_like(picture, float("nan")))
     fails("no range", settings=replace(QUICK, t_min=900, t_max=100))
     fails("different families", target_model=tiny.inpaint_model)
+
+    continuous = tiny.v_model.clone()
+    continuous.add_object_patch("model_sampling", type("Continuous", (ModelSamplingContinuousV, V_PREDICTION), {})())
+    fails("continuous noise schedule", model=continuous)
 
     class Flow(CONST, torch.nn.Module):
         pass

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from inlay.host import swap as swap_module
+from inlay.host import swap_run
 from inlay.host.branches import stack_texts
 
 from .swap_setup import QUICK, TEXTS, fixture_forwards, fixture_mask, fixture_picture, fixture_swap, latent_of  # noqa: F401
@@ -24,9 +24,9 @@ def test_seeds_repeat_and_differ(swap):
 
 def test_each_anchor_has_its_own_noise_and_timestep(swap, monkeypatch):
     seen = []
-    real = swap_module.Forward.noises
+    real = swap_run.Forward.noises
     monkeypatch.setattr(
-        swap_module.Forward,
+        swap_run.Forward,
         "noises",
         lambda self, z, noise, sigma: seen.append((noise, sigma)) or real(self, z, noise, sigma),
     )
@@ -72,9 +72,7 @@ def test_removal_and_insertion_take_empty_phrases(swap):
 
 def test_the_contrast_pulls_by_its_published_weight(swap, tiny, monkeypatch):
     """3 PatchNCE beside the distillation's loss, both times 2000, at a rate of 0.1: a pull of 1 moves by 600."""
-    from inlay.host import swap as swap_module
-
-    monkeypatch.setattr(swap_module, "contrast_gradient", lambda forward, z, *rest: torch.ones_like(z))
+    monkeypatch.setattr(swap_run, "contrast_gradient", lambda forward, z, *rest: torch.ones_like(z))
     once = replace(QUICK, method="cds", iterations=1, skip=1, bgm="off")
     without, pulled = (swap(replace(once, contrast=weight))[1]["samples"] for weight in (0.0, 3.0))
     moved = (without - pulled) * tiny.model.model.latent_format.scale_factor

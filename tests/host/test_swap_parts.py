@@ -6,7 +6,7 @@ import comfy.model_management
 import pytest
 import torch
 from inlay.attention.boxes import boxes_per_image
-from inlay.host import candidates
+from inlay.host import candidates, swap_run
 from inlay.host import swap as swap_module
 from inlay.host.swap import swap_picture
 from inlay.host.swap_settings import SwapSettings, SwapTexts
@@ -32,14 +32,14 @@ def swap(tiny, pictures):
 
 @pytest.fixture
 def one_at_a_time(monkeypatch):
-    real = swap_module.candidates_that_fit
+    real = swap_run.candidates_that_fit
     asked = []
 
     def short(model, latent, wanted):
         asked.append((len(latent), wanted, real(model, latent, wanted)))
         return 1
 
-    monkeypatch.setattr(swap_module, "candidates_that_fit", short)
+    monkeypatch.setattr(swap_run, "candidates_that_fit", short)
     return asked
 
 
@@ -53,9 +53,9 @@ def test_pictures_that_do_not_fit_together_come_out_the_same(swap, tiny, monkeyp
     image, latent = swap(target_model)
     assert rows == ([4] * 4 if apart else [8] * 2)
     rows.clear()
-    models, sample = [], swap_module._Swap._sample
+    models, sample = [], swap_run.SwapRun._sample
     monkeypatch.setattr(
-        swap_module._Swap, "_sample", lambda self, which, *a: models.append(which) or sample(self, which, *a)
+        swap_run.SwapRun, "_sample", lambda self, which, *a: models.append(which) or sample(self, which, *a)
     )
     monkeypatch.setattr(candidates, "HEADROOM", 1e12)
     alone, parts = swap(target_model)
@@ -66,8 +66,36 @@ def test_pictures_that_do_not_fit_together_come_out_the_same(swap, tiny, monkeyp
     assert (image - alone).abs().max() < 1e-3
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_half_as_many_pictures_go_on_where_memory_does_not_hold_them(swap, tiny, monkeypatch, caplog, apart):
+    real, shown = swap_run.Forward.noises, []
+
+    def full(self, latents, *args):
+        if len(latents[0]) > 1:
+            raise comfy.model_management.OOM_EXCEPTION("no room")
+        return real(self, latents, *args)
+
+    target_model = tiny.model.clone() if apart else None
+    together, _ = swap(target_model)
+    monkeypatch.setattr(swap_run.Forward, "noises", full)
+    monkeypatch.setattr(comfy.utils, "PROGRESS_BAR_HOOK", lambda step, total, *_, **__: shown.append((step, total)))
+    alone, _ = swap(target_model)
+    assert "Going on with 1 pictures at once" in caplog.text
+    assert (together - alone).abs().max() < 1e-3
+    assert shown[-1] == ((8, 8) if apart else (4, 4))
+
+
+def test_memory_that_holds_no_picture_is_an_error(swap, monkeypatch):
+    def full(*_):
+        raise comfy.model_management.OOM_EXCEPTION("no room")
+
+    monkeypatch.setattr(swap_run.Forward, "noises", full)
+    with pytest.raises(comfy.model_management.OOM_EXCEPTION, match="no room"):
+        swap()
+
+
 def test_cancel_in_the_second_part_keeps_the_first(swap, pictures, monkeypatch, one_at_a_time):
-    kept, calls, real = [], [], swap_module.Forward.noises
+    kept, calls, real = [], [], swap_run.Forward.noises
 
     def press_cancel_at_the_fourth(self, *args):
         calls.append(1)
@@ -76,7 +104,7 @@ def test_cancel_in_the_second_part_keeps_the_first(swap, pictures, monkeypatch, 
         return real(self, *args)
 
     monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
-    monkeypatch.setattr(swap_module.Forward, "noises", press_cancel_at_the_fourth)
+    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel_at_the_fourth)
     whole = None
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         whole = swap()
@@ -89,7 +117,7 @@ def test_cancel_in_the_second_part_keeps_the_first(swap, pictures, monkeypatch, 
 @pytest.mark.parametrize("method", ["instantswap", "dds"])
 def test_texts_of_another_model_are_named(swap, tiny, monkeypatch, method):
     wide = [[torch.zeros(1, 77, 64), {"pooled_output": None}]]
-    monkeypatch.setattr(swap_module, "encode_text", lambda clip, text: wide)
+    monkeypatch.setattr(swap_run, "encode_text", lambda clip, text: wide)
     with pytest.raises(ValueError, match="The texts are 64 wide and the model takes 128"):
         swap(settings=replace(QUICK, method=method))
 

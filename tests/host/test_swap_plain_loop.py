@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from inlay.guidance.distillation import SCALE, draw_timesteps
 from inlay.guidance.noise import CandidateNoise
-from inlay.host import swap as swap_module
+from inlay.host import swap_run
 from inlay.host.concept_region_patch import concept_region
 
 from .swap_setup import BOX, QUICK, TEXTS, fixture_forwards, fixture_mask, fixture_picture, fixture_swap, latent_of  # noqa: F401
@@ -124,7 +124,7 @@ def test_sdxl_gets_each_branchs_pooled_text(swap, tiny, encode, picture, monkeyp
         pooled = torch.randn(1, 1280, generator=torch.Generator().manual_seed(seed))
         return [[encode(text)[0][0], {"pooled_output": pooled}]]
 
-    monkeypatch.setattr(swap_module, "encode_text", lambda clip, text: with_pooled(text))
+    monkeypatch.setattr(swap_run, "encode_text", lambda clip, text: with_pooled(text))
     _, latent = swap(model=model)
     assert forwards == [4, 4]
     start = latent_of(tiny, picture)

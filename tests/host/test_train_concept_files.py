@@ -9,7 +9,7 @@ import comfy.sd1_clip
 import comfy.utils
 import pytest
 import torch
-from inlay.host import concept_loop, concept_training
+from inlay.host import concept_examples, concept_loop, concept_training
 from inlay.host import demo_models as build
 
 from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
@@ -42,15 +42,15 @@ def test_the_same_seed_is_the_same_file_and_another_is_not(learn):
 
 def interrupt_in(monkeypatch, step):
     """Presses Cancel in the first part of that step; the second one is the first to notice."""
-    plain = concept_loop.draw_example
+    plain = concept_examples.draw_example
 
     def draw(seed, number, part, *rest):
         if (number, part) == (step, 0):
             comfy.model_management.interrupt_current_processing()
         return plain(seed, number, part, *rest)
 
-    monkeypatch.setattr(concept_loop, "draw_example", draw)
-    return lambda: monkeypatch.setattr(concept_loop, "draw_example", plain)
+    monkeypatch.setattr(concept_examples, "draw_example", draw)
+    return lambda: monkeypatch.setattr(concept_examples, "draw_example", plain)
 
 
 def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_one(learn, folder, monkeypatch):
@@ -76,14 +76,14 @@ def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_on
 
 def fail_in(monkeypatch, step):
     """The host fails in that step, once."""
-    plain, errors = concept_loop.draw_example, [RuntimeError("CUDA error: the card is gone")]
+    plain, errors = concept_examples.draw_example, [RuntimeError("CUDA error: the card is gone")]
 
     def draw(seed, number, *rest):
         if number == step and errors:
             raise errors.pop()
         return plain(seed, number, *rest)
 
-    monkeypatch.setattr(concept_loop, "draw_example", draw)
+    monkeypatch.setattr(concept_examples, "draw_example", draw)
 
 
 def test_any_failure_keeps_what_was_learned(learn, folder, monkeypatch):
@@ -111,7 +111,7 @@ def test_a_file_that_cannot_be_saved_costs_no_training(learn, folder, monkeypatc
             learn("half", steps=3)
     assert len(list((folder / "output" / "inlay").glob("half.????????.checkpoint.safetensors"))) == 1
     drawn = []
-    monkeypatch.setattr(concept_loop, "draw_example", lambda *args: drawn.append(args))
+    monkeypatch.setattr(concept_examples, "draw_example", lambda *args: drawn.append(args))
     resumed = learn("half", steps=3)
     assert not drawn and torch.equal(saved(resumed)["clip_l"], saved(whole)["clip_l"])
 

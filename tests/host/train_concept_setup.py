@@ -4,7 +4,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from inlay.host import concept_loop
+from inlay.host import concept_preview
 from inlay.host.concept_training import learn_concept
 from inlay.training.concept import ConceptSettings
 
@@ -16,7 +16,7 @@ QUICK = {"steps": 2, "accumulation": 1, "tokens": 3, "preview_every": 0}
 
 @pytest.fixture(name="short_samples", autouse=True)
 def fixture_short_samples(monkeypatch):
-    monkeypatch.setattr(concept_loop, "PREVIEW_STEPS", 1)
+    monkeypatch.setattr(concept_preview, "PREVIEW_STEPS", 1)
 
 
 @pytest.fixture(name="folder")
