@@ -91,7 +91,7 @@ def boxes_per_image(boxes: Box | Sequence[Box] | Sequence[Sequence[Box]], count:
     ValueError for anything else.
     """
     lists = [boxes] if isinstance(boxes, dict) else list(boxes)
-    if lists and all(isinstance(one, dict) for one in lists):
+    if all(isinstance(one, dict) for one in lists):
         lists = [lists]
     if len(lists) == 1:
         lists = lists * count

@@ -10,22 +10,27 @@ from pathlib import Path
 from ..demo.training.pictures import SEEDS
 from ..demo.weights import WeightsError, file_hash, tower_hash, weights_path
 from .machine import describe_machine
-from .records import Records
+from .records import Records, keep_measured, take_up
 from .report import as_text, build_report, to_line, write_report
 from .sheet import compose_sheet
-from .study import TEXTS, Study, Suite
+from .study import SHOWN, TEXTS, Study, Suite
 from .suites import MODULES, load_suite
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = Path(__file__).resolve().parent / "reports"
+# Full runs that take longer than one sitting: what they have measured so far.
+UNFINISHED = Path(__file__).resolve().parent / "unfinished"
 
 
 def main(argv: Sequence[str]) -> int:
-    """SUITE [--seeds N] [--full] [--out DIR]: prints a table and, as the last line, the report in JSON."""
+    """SUITE [--seeds N] [--full] [--keep] [--out DIR]: prints a table and, as the last line, the report in JSON."""
     parser = argparse.ArgumentParser("dev.py evaluate", description=__doc__)
     parser.add_argument("suite", help=f"one of {', '.join(MODULES)}, or all")
     parser.add_argument("--seeds", type=int, help="how many seeds instead of the suite's own number")
     parser.add_argument("--full", action="store_true", help="the published size; resumes, ends in evaluation/reports")
+    parser.add_argument(
+        "--keep", action="store_true", help="of a full run that was stopped: pack it, to go on elsewhere"
+    )
     parser.add_argument("--out", type=Path, default=ROOT / "out" / "evaluate", help="folder of what is measured")
     parser.add_argument("--tuning", action="store_true", help="the seeds for choosing options, never for reports")
     options = parser.parse_args(argv)
@@ -33,6 +38,8 @@ def main(argv: Sequence[str]) -> int:
     try:
         for problem in _problems(options, names):
             raise ValueError(problem)
+        if options.keep:
+            return _keep(names, options.out)
         reports = [_evaluate(load_suite(name), options) for name in names]
     except (WeightsError, ValueError, OSError) as error:
         print(f"dev.py evaluate: {error}", file=sys.stderr)
@@ -51,14 +58,29 @@ def _problems(options: argparse.Namespace, names: Sequence[str]) -> list[str]:
         found.append("--seeds must be at least 2: an interval needs more than one seed.")
     if options.tuning and options.full:
         found.append("--full reports held-out seeds: leave out --tuning.")
+    if options.keep and not options.full:
+        found.append("--keep is for full runs: add --full.")
     return found
+
+
+def _keep(names: Sequence[str], out: Path) -> int:
+    for name in names:
+        path, first = out / name / "full" / "measured.jsonl", SEEDS["held-out"]
+        if not path.exists():
+            raise ValueError(f"There is no full run of {name} in {out}.")
+        kept = UNFINISHED / f"{name}.jsonl.gz"
+        groups = keep_measured(path, kept, range(first, first + SHOWN))
+        print(f"{_shown(kept)}: {groups} groups of seeds. evaluate {name} --full goes on with them.", file=sys.stderr)
+    return 0
 
 
 def _evaluate(suite: Suite, options: argparse.Namespace) -> dict:
     count = options.seeds or (suite.full_seeds if options.full else suite.seeds)
     first = SEEDS["tuning" if options.tuning else "held-out"]
     folder = options.out / suite.name / ("full" if options.full else "tuning" if options.tuning else "short")
-    if not options.full:
+    if options.full:
+        take_up(UNFINISHED / f"{suite.name}.jsonl.gz", folder / "measured.jsonl")
+    else:
         shutil.rmtree(folder, ignore_errors=True)
     seeds = range(first, first + count)
     records = Records(folder / "measured.jsonl", fingerprint(suite))

@@ -1,5 +1,6 @@
 """What was measured, one line of JSON for each finished group of seeds, so that a long run resumes where it stopped."""
 
+import gzip
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -59,15 +60,38 @@ class Records:
         return sum(line["seconds"] for line in self._lines.values())
 
     def table(self, seeds: Sequence[int]) -> Table:
-        """{row: {metric: {seed: value}}} of these seeds, rows and metrics in the order of their first measurement."""
+        """{row: {metric: {seed: value}}} of these seeds, units in the order of their first measurement, then seeds."""
         wanted, table = set(seeds), {}
-        for line in self._lines.values():
+        units = list(dict.fromkeys(unit for unit, _ in self._lines))
+        # Whatever was measured when: intervals draw from the seeds in their order.
+        for _, line in sorted(self._lines.items(), key=lambda it: (units.index(it[0][0]), it[0][1])):
             for row, seed, values in line["measured"]:
                 for metric, value in values.items() if seed in wanted else ():
                     column = table.setdefault(row, {}).setdefault(metric, {})
                     if value is not None:
                         column[seed] = value
         return table
+
+
+def keep_measured(path: Path, kept: Path, drawn: Sequence[int]) -> int:
+    """Packs a run's measurements, for a machine that goes on with them; returns of how many groups of seeds.
+
+    drawn: the seeds of the contact sheet, whose pictures are not kept: they are to be measured again.
+    """
+    fingerprint, *lines = _readable_lines(path)
+    lines = [line for line in lines if not set(line["seeds"]) & set(drawn)]
+    text = "".join(json.dumps(line) + "\n" for line in (fingerprint, *lines))
+    kept.parent.mkdir(parents=True, exist_ok=True)
+    # No time of writing in it: the same measurements give the same file.
+    kept.write_bytes(gzip.compress(text.encode(), mtime=0))
+    return len(lines)
+
+
+def take_up(kept: Path, path: Path) -> None:
+    """Begins a run that has measured nothing yet with what keep_measured has left, if anything."""
+    if kept.exists() and not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(gzip.decompress(kept.read_bytes()))
 
 
 def _readable_lines(path: Path) -> Iterator[dict]:

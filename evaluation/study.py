@@ -15,6 +15,8 @@ from .sheet import save_tile
 
 # Of CLIP only its text tower, among the parts that a suite depends on.
 TEXTS = "texts"
+# Rows of the contact sheet.
+SHOWN = 12
 
 
 @dataclass
@@ -29,7 +31,7 @@ class Study:
     seeds: Sequence[int]
     records: Records
     folder: Path
-    shown: int = 12
+    shown: int = SHOWN
     full: bool = False
     tuning: bool = False
     _began: float = field(default_factory=time.monotonic)

@@ -124,6 +124,10 @@ class _Job:
         self.name = embedding_name(name, if_exists)
         require_alone(self.name)
         objective = OBJECTIVES[settings.objective]
+        if not objective.base and settings.weight == 0:
+            raise ValueError(
+                f"The weight of {settings.objective} is 0, so nothing would be learned. Set it above 0, for example 1."
+            )
         text = ConceptText(clip, settings.template)
         with torch.inference_mode(False):
             images = ordinary(images)[..., :3].float().cpu()

@@ -17,14 +17,15 @@ from .gradients import static_patcher
 _VAE_FACTOR = 3
 # The small decoder, fp32: counted 2200 a pixel.
 _TAESD_BYTES = 2600 * 64
+_TAESD_MULTIPLE = 8
 
 
 class Decoder:
     """Decodes latents of the sampler's scale, differentiably.
 
     patcher: what the host has to load before a call; its `.model` is what gradient_phase has to normalise.
-    row_bytes: about what a row of latent shape (C, h, w) keeps for its gradient. Called with (B, C, h, w); gives
-    (B, 3, H, W), about [-1, 1], not clamped, fp32 or better.
+    row_bytes: about what a row of latent shape (C, h, w) keeps for its gradient. multiple: pixels of a latent cell's
+    side. Called with (B, C, h, w); gives (B, 3, H, W), about [-1, 1], not clamped, fp32 or better.
     """
 
     def __init__(
@@ -32,9 +33,11 @@ class Decoder:
         patcher: comfy.model_patcher.ModelPatcher,
         decode: Callable[[Tensor], Tensor],
         row_bytes: Callable[[Sequence[int]], float],
+        multiple: int,
     ) -> None:
         self.patcher = patcher
         self.row_bytes = row_bytes
+        self.multiple = multiple
         self._decode = decode
 
     def __call__(self, latent: Tensor) -> Tensor:
@@ -50,7 +53,10 @@ def full_decoder(vae: comfy.sd.VAE, latent_format: comfy.latent_formats.LatentFo
     def decode(latent: Tensor) -> Tensor:
         return patcher.model.decode(latent_format.process_out(latent).to(vae.device, vae.vae_dtype))
 
-    return Decoder(patcher, decode, lambda shape: _VAE_FACTOR * vae.memory_used_decode((1, *shape), vae.vae_dtype))
+    def row_bytes(shape: Sequence[int]) -> float:
+        return _VAE_FACTOR * vae.memory_used_decode((1, *shape), vae.vae_dtype)
+
+    return Decoder(patcher, decode, row_bytes, vae.spacial_compression_decode())
 
 
 def require_fit(vae: comfy.sd.VAE | None, latent_format: comfy.latent_formats.LatentFormat) -> None:
@@ -85,4 +91,4 @@ def decoder_of_taesd(net: comfy.taesd.taesd.TAESD) -> Decoder:
     def decode(latent: Tensor) -> Tensor:
         return net.decode(latent.to(device, torch.float32))
 
-    return Decoder(patcher, decode, lambda shape: _TAESD_BYTES * shape[-2] * shape[-1])
+    return Decoder(patcher, decode, lambda shape: _TAESD_BYTES * shape[-2] * shape[-1], _TAESD_MULTIPLE)

@@ -1,7 +1,7 @@
 """Feature maps of pictures for style losses: the VAE's own encoder, VGG19, or any CLIP_VISION."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import comfy.clip_vision
@@ -15,6 +15,7 @@ from torch.nn.functional import interpolate
 from .clip_pairs import prepare_pictures
 from .feature_nets import IMAGENET_MEAN, IMAGENET_STD, load_features
 from .gradients import differentiable_layers, static_patcher
+from .guidance_memory import view_bytes
 
 FEATURES = ("vae", "vgg", "clip_vision")
 # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 in torchvision's `features`.
@@ -23,18 +24,31 @@ _VGG19_STAGES = (1, 6, 11, 20, 29)
 _DEPTHS = (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3)
 # VGG19 halves four times before its last layer.
 _LEAST_SIDE = 32
+# Kept for backward against what the host reserves to encode: counted 1.5 for SD's VAE; the rest is for the way back.
+_VAE_FACTOR = 2
+# Of VGG19 as far as it is read, per pixel that it sees: counted 382.
+_VGG19_VALUES = 450
+_FP32_BYTES = 4
 
 
 class Extractor:
     """Called with pictures (B, 3, H, W), about [0, 1], gives maps (B, C_l, h_l, w_l). Differentiable.
 
     patcher: what the host has to load before a call; its `.model` is what gradient_phase has to normalise.
-    balanced: whether the layers have no common scale.
+    balanced: whether the layers have no common scale. picture_bytes: about what a picture of (H, W) keeps for its
+    gradient.
     """
 
-    def __init__(self, patcher: ModelPatcher, balanced: bool, read: Callable[[Tensor], list[Tensor]]) -> None:
+    def __init__(
+        self,
+        patcher: ModelPatcher,
+        balanced: bool,
+        read: Callable[[Tensor], list[Tensor]],
+        picture_bytes: Callable[[Sequence[int]], float],
+    ) -> None:
         self.patcher = patcher
         self.balanced = balanced
+        self.picture_bytes = picture_bytes
         self._read = read
 
     def __call__(self, pictures: Tensor) -> list[Tensor]:
@@ -62,7 +76,10 @@ def vae_extractor(vae: comfy.sd.VAE, patcher: ModelPatcher, size: int) -> Extrac
             encoder(shown.to(vae.device, vae.vae_dtype))
         return maps
 
-    return Extractor(patcher, True, read)
+    def picture_bytes(sides: Sequence[int]) -> float:
+        return _VAE_FACTOR * vae.memory_used_encode((1, 3, *_fitted(sides, size)), vae.vae_dtype)
+
+    return Extractor(patcher, True, read, picture_bytes)
 
 
 def vgg_extractor(size: int) -> Extractor:
@@ -86,7 +103,10 @@ def extractor_of_vgg(features: nn.Sequential, size: int) -> Extractor:
             net((shown - mean) / deviation)
         return maps
 
-    return Extractor(patcher, False, read)
+    def picture_bytes(sides: Sequence[int]) -> float:
+        return math.prod(_fitted(sides, size)) * _VGG19_VALUES * _FP32_BYTES
+
+    return Extractor(patcher, False, read, picture_bytes)
 
 
 def clip_vision_extractor(vision: comfy.clip_vision.ClipVisionModel | None) -> Extractor:
@@ -107,17 +127,21 @@ def clip_vision_extractor(vision: comfy.clip_vision.ClipVisionModel | None) -> E
             patcher.model(pixel_values=shown, intermediate_output=-2)
         return [_patches(each) for each in tokens]
 
-    return Extractor(patcher, True, read)
+    return Extractor(patcher, True, read, lambda sides: view_bytes(vision))
 
 
 def fit_size(pictures: Tensor, size: int) -> Tensor:
     """Pictures with the longer side at most that long (0: as it is) and the shorter one at least 32. Differentiable."""
-    longer, shorter = max(pictures.shape[-2:]), min(pictures.shape[-2:])
-    scale = max(min(1.0, size / longer) if size else 1.0, _LEAST_SIDE / shorter)
-    if scale == 1:
+    target = _fitted(pictures.shape[-2:], size)
+    if target == list(pictures.shape[-2:]):
         return pictures
-    target = [round(side * scale) for side in pictures.shape[-2:]]
     return interpolate(pictures, target, mode="bilinear", antialias=True)
+
+
+def _fitted(sides: Sequence[int], size: int) -> list[int]:
+    """Of (H, W), what fit_size makes of them."""
+    scale = max(min(1.0, size / max(sides)) if size else 1.0, _LEAST_SIDE / min(sides))
+    return [round(side * scale) for side in sides]
 
 
 def _patches(tokens: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """Style guidance for any sampler (Spin, eq. 5-6): the decoded estimate's Gram matrices drawn to a picture's."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import comfy.clip_vision
@@ -97,8 +98,13 @@ def guide_through(
         gradient_steps=options.gradient_steps,
     )
     guided = guide(model, guidance)
+
+    def row_bytes(shape: Sequence[int]) -> float:
+        seen = [side * decoder.multiple for side in shape[-2:]]
+        return decoder.row_bytes(shape) + extractor.picture_bytes(seen)
+
     if options.strength != 0:
-        tell(guided, decoder.row_bytes, through_unet=options.mode == "exact")
+        tell(guided, row_bytes, through_unet=options.mode == "exact")
     return guided
 
 

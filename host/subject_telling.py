@@ -84,28 +84,23 @@ def tell_by_texts(teller: Teller, texts: Sequence[str]) -> Condition:
 
 def read_prompts(text: str, photos: int) -> list[str]:
     """One prompt a photo, of one line for all or a line for each. Raises ValueError for another number, or none."""
-    lines = _lines(text)
-    if not lines:
-        raise ValueError('There is no prompt. Name the subject by a rare word, such as "a photo of sks couch".')
-    if len(lines) not in (1, photos):
-        raise ValueError(f"There are {len(lines)} prompts for {photos} photos. Give one line, or one for each photo.")
-    return lines * photos if len(lines) == 1 else lines
+    missing = 'There is no prompt. Name the subject by a rare word, such as "a photo of sks couch".'
+    return _one_each(text, photos, missing, "prompts", "photos")
 
 
 def read_class_prompts(text: str, pictures: int) -> list[str]:
     """The same of the class pictures."""
-    lines = _lines(text)
+    missing = (
+        'There is no class_prompt. Say what the class images show without the rare word, such as "a photo of a couch", '
+        "or disconnect them."
+    )
+    return _one_each(text, pictures, missing, "class prompts", "class images")
+
+
+def _one_each(text: str, count: int, missing: str, lines_name: str, name: str) -> list[str]:
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
-        raise ValueError(
-            'There is no class_prompt. Say what the class images show without the rare word, such as "a photo of a '
-            'couch", or disconnect them.'
-        )
-    if len(lines) not in (1, pictures):
-        raise ValueError(
-            f"There are {len(lines)} class prompts for {pictures} class images. Give one line, or one for each image."
-        )
-    return lines * pictures if len(lines) == 1 else lines
-
-
-def _lines(text: str) -> list[str]:
-    return [line.strip() for line in text.splitlines() if line.strip()]
+        raise ValueError(missing)
+    if len(lines) not in (1, count):
+        raise ValueError(f"There are {len(lines)} {lines_name} for {count} {name}. Give one line, or one for each.")
+    return lines * count if len(lines) == 1 else lines

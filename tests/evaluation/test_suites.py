@@ -88,6 +88,26 @@ def test_demo_models_resume_in_full(small, capsys, monkeypatch):
     assert repeated["rows"] == first["rows"]
 
 
+def test_a_full_run_goes_on_elsewhere(small, capsys, monkeypatch):
+    monkeypatch.setattr(evaluation, "UNFINISHED", small / "unfinished")
+    monkeypatch.setattr(evaluation, "SHOWN", 2)
+    here, there = (("demo-models", "--full", "--seeds", 4, "--out", small / name) for name in ("here", "there"))
+    first = evaluate(capsys, *here)
+    assert evaluation.main([str(argument) for argument in (*here, "--keep")]) == 0
+    assert "demo-models.jsonl.gz: " in capsys.readouterr().err
+    asked, real = [], demo_models._one_object
+    monkeypatch.setattr(demo_models, "_one_object", lambda *args: asked.append(args[-1]) or real(*args))
+    second = evaluate(capsys, *there)
+    # The pictures of the sheet are made anew, the rest is taken as it was.
+    first_seed = evaluation.SEEDS["held-out"]
+    assert asked == [[first_seed, first_seed + 1]]
+    assert second["rows"] == first["rows"]
+    lines = [(small / name / "demo-models" / "full" / "measured.jsonl").read_text() for name in ("here", "there")]
+    assert sorted(json.loads(line)["seeds"] for line in lines[0].splitlines()[1:]) == sorted(
+        json.loads(line)["seeds"] for line in lines[1].splitlines()[1:]
+    )
+
+
 def test_new_weights_discard_only_what_was_measured_with_the_old(monkeypatch, tmp_path):
     from inlay.demo import weights
 
@@ -114,6 +134,8 @@ def test_every_suite_is_one_file_that_defines_itself():
         (["colour"], f"There is no suite 'colour': choose one of {', '.join([*MODULES, 'all'])}."),
         (["text-paint", "--seeds", "1"], "--seeds must be at least 2"),
         (["text-paint", "--full", "--tuning"], "leave out --tuning"),
+        (["text-paint", "--keep"], "--keep is for full runs: add --full."),
+        (["text-paint", "--keep", "--full", "--out", "nowhere"], "There is no full run of text-paint in nowhere."),
     ],
 )
 def test_bad_arguments_are_one_sentence(arguments, sentence, capsys):

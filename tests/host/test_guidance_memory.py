@@ -13,6 +13,8 @@ from inlay.host.decoders import decoder_of_taesd, full_decoder
 from inlay.host.feature_nets import LPIPSNet
 from inlay.host.gradients import differentiable_layers, gradient_phase
 from inlay.host.guidance_memory import bytes_once, cast_bytes, guidance_bytes, perceptual_bytes, view_bytes
+from inlay.host.style_extractors import extractor_of_vgg, vae_extractor
+from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 
 from .clip_guidance_setup import execute
 from .gradient_guidance_setup import fixture_loaded  # noqa: F401
@@ -76,6 +78,45 @@ def test_what_is_said_of_full_size_decoders_covers_their_graphs(loaded, side):
     for net, run, row_bytes in ((full, full, said[0]), (small, small.decode, said[1])):
         graph = kept_by_graph(net, lambda run=run: run(latent))
         assert graph < row_bytes((4, side, side)) < 1.25 * graph
+
+
+@pytest.mark.parametrize("side", [256, 512])
+def test_what_is_said_of_style_features_covers_their_graphs(loaded, side):
+    """SD's encoder and VGG19, in shapes alone."""
+    import torchvision
+    from comfy.ldm.modules.diffusionmodules import model as blocks
+
+    vgg = torchvision.models.vgg19(weights=None).features
+    vae = vae_extractor(loaded.vae, loaded.vae.patcher, 0)
+    with torch.device("meta"):
+        shape = {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2, "attn_resolutions": [], "resolution": 256}
+        full = blocks.Encoder(**shape, z_channels=4, in_channels=3, out_ch=3).requires_grad_(False)
+        net = torchvision.models.vgg19(weights=None).features[:30].requires_grad_(False)
+        picture = torch.empty(1, 3, side, side, requires_grad=True)
+    for layer in net:
+        if isinstance(layer, torch.nn.ReLU):
+            layer.inplace = False
+    full.mid.attn_1.optimized_attention = blocks.pytorch_attention
+    said = {full: vae.picture_bytes, net: extractor_of_vgg(vgg, 0).picture_bytes}
+    for one, picture_bytes in said.items():
+        graph = kept_by_graph(one, lambda run=one: run(picture))
+        assert graph < picture_bytes((side, side)) < 1.5 * graph
+
+
+@pytest.mark.parametrize("features", ["vae", "clip_vision"])
+def test_style_features_count_by_the_size_they_see(loaded, features):
+    def kept_at(size):
+        options = StyleOptions(features=features, feature_size=size)
+        style = torch.rand(1, 64, 80, 3)
+        return guidance_bytes(guide_by_style(loaded.model, loaded.vae, style, None, loaded.clip_vision, options), SHAPE)
+
+    decoder = full_decoder(loaded.vae, loaded.model.model.latent_format).row_bytes(SHAPE)
+    own, half = kept_at(0), kept_at(40)
+    assert own > decoder and half > decoder
+    if features == "vae":
+        assert own - decoder == pytest.approx(4 * (half - decoder))
+    else:
+        assert own == half == decoder + view_bytes(loaded.clip_vision)
 
 
 @pytest.mark.parametrize("side", [128, 256])

@@ -188,6 +188,7 @@ def test_bad_input_says_what_to_do(swap, tiny, mask, picture, monkeypatch):
     fails("1 x 2 pixels, smaller than a latent pixel, 8 x 8", bbox={"x": 17, "y": 25, "width": 1, "height": 2})
     fails("no learned concept embedding:nope", texts=replace(TEXTS, target_concept="embedding:nope"))
     fails("2 boxes for one picture where one is needed", bbox=[BOX, BOX])
+    fails("no box for picture 1 of 1", bbox=[])
     fails("no text encoder", clip=None)
     fails("not numbers", image=torch.full_like(picture, float("nan")))
     fails("no range", settings=replace(QUICK, t_min=900, t_max=100))

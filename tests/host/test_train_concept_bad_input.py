@@ -19,6 +19,7 @@ REFUSED = {
     "The VAE turned the picture into values": {"images": PAIR * float("nan")},
     "too small for this VAE": {"images": PAIR[:, :6, :6]},
     "learning rate is 0": {"learning_rate": 0.0},
+    "weight of saliency focus alone is 0": {"objective": "saliency focus alone", "weight": 0.0},
     "The mask excludes everything": {"masks": torch.zeros(1, HEIGHT, WIDTH)},
     "Mask 2 of 2 excludes everything": {"images": PAIR, "masks": torch.eye(2)[:, :1, None].expand(-1, HEIGHT, WIDTH)},
     "3 masks for 2 pictures": {"images": PAIR, "masks": torch.ones(3, HEIGHT, WIDTH)},
