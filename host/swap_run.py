@@ -1,6 +1,7 @@
 """The descent of a swap: anchors, their gradients and updates, inside the host's own sampling."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 
 import comfy.model_management
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from ..attention.boxes import Box
 from ..attention.concept_region import cell_mask
-from ..guidance.distillation import CELLS, METHODS, distil, draw_timesteps
+from ..guidance.distillation import METHODS, distil, draw_timesteps
 from ..guidance.noise import CandidateNoise
 from .branches import Forward, inside_sampling, require_same_family, stack_texts
 from .candidates import candidates_that_fit
@@ -139,8 +140,9 @@ class SwapRun:
                 if self.method.contrast:
                     generator = torch.Generator().manual_seed((settings.seed + anchor) % 2**64)
                     pull = contrast_gradient(forward, z, clean, noise, sigma, generator)
-                    # The factor 2000 holds for both losses; g's alone is divided by the cells.
-                    g = g + settings.contrast * CELLS * pull
+                    # The factor 2000 holds for both losses, and only g's is divided by the cells. A cell's part of the
+                    # contrast, a mean over places, shrinks with their number: as published at 64 x 64 cells.
+                    g = g + settings.contrast * math.prod(z.shape[-2:]) * pull
                 return g
 
             def after_anchor(_: int, z: Tensor) -> None:

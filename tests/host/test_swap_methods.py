@@ -1,5 +1,6 @@
 """The swap's methods and settings: their forwards, noises, lengths and the contrast's gradient."""
 
+import math
 from dataclasses import replace
 
 import pytest
@@ -71,12 +72,15 @@ def test_removal_and_insertion_take_empty_phrases(swap):
 
 
 def test_the_contrast_pulls_by_its_published_weight(swap, tiny, monkeypatch):
-    """3 PatchNCE beside the distillation's loss, both times 2000, at a rate of 0.1: a pull of 1 moves by 600."""
+    """3 PatchNCE beside the distillation's loss, both times 2000, at a rate of 0.1: a pull of 1 moves by 600.
+
+    That is of 64 x 64 cells; where there are fewer, each of them has a larger part in a mean over places.
+    """
     monkeypatch.setattr(swap_run, "contrast_gradient", lambda forward, z, *rest: torch.ones_like(z))
     once = replace(QUICK, method="cds", iterations=1, skip=1, bgm="off")
     without, pulled = (swap(replace(once, contrast=weight))[1]["samples"] for weight in (0.0, 3.0))
     moved = (without - pulled) * tiny.model.model.latent_format.scale_factor
-    assert torch.allclose(moved, torch.full_like(moved, 600.0), rtol=1e-4)
+    assert torch.allclose(moved, torch.full_like(moved, 600.0 * math.prod(moved.shape[-2:]) / 64**2), rtol=1e-4)
 
 
 def test_cds_takes_a_target_model_of_its_own(swap, tiny):
