@@ -27,7 +27,7 @@ INSERTIONS = (f"{INSERTION}: null region at the source, {TOLD}", f"{INSERTION}: 
 def removal_texts(job: Job) -> dict[str, SwapTexts]:
     """By row: what is said of the scene, and of the same without its thing."""
     told, empty = job.texts(), task_captions(job.scene.emptied())[0]
-    said = ("", ""), (empty, ""), (empty, NOTHING)
+    said = ("", ""), (empty, ""), (empty, job.phrase(NOTHING))
     return {
         name: replace(told, target=target, target_concept=phrase)
         for name, (target, phrase) in zip(REMOVALS, said, strict=True)
@@ -38,7 +38,7 @@ def insertion_texts(job: Job) -> dict[str, SwapTexts]:
     told, empty = job.texts(), task_captions(job.scene.emptied())[0]
     return {
         name: replace(told, source=empty, source_concept=phrase)
-        for name, phrase in zip(INSERTIONS, ("", NOTHING), strict=True)
+        for name, phrase in zip(INSERTIONS, ("", job.phrase(NOTHING)), strict=True)
     }
 
 

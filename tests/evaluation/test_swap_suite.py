@@ -122,7 +122,9 @@ def test_rows_differ_from_instantswap_in_what_they_say():
     assert changed(swap_rows.NO_BGM) == {"bgm"} and changed(swap_rows.NO_SECR) == {"secr"}
     assert changed(swap_rows.ALL_ROWS) == {"rows"} and changed(swap_rows.EVERY_STEP) == {"skip"}
     assert changed(swap_rows.OUR_BOX) == set()
-    assert changed(swap_rows.DDS) == {"method", "iterations", "skip", "timesteps", "t_min", "t_max"}
+    published = {"iterations", "skip", "timesteps", "t_min", "t_max", "learning_rate"}
+    assert changed(swap_rows.DDS) == {"method", *published} and changed(swap_rows.PAPERS) == {"learning_rate"}
+    assert changed(swap_rows.CDS_WEAKER) == {"method", "contrast", *published}
     assert all(row.settings.paste == "none" for row in rows.values())
     assert swap_rows.gradients(rows[swap_rows.OURS].settings) == 110
     assert swap_rows.gradients(rows[swap_rows.EVERY_STEP].settings) == 550
