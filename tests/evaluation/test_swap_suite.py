@@ -113,7 +113,7 @@ def test_a_removal_says_nothing_of_the_thing_and_an_insertion_starts_from_none()
 
 
 def test_rows_differ_from_instantswap_in_what_they_say():
-    rows = swap_rows.swap_rows(1, 1)
+    rows = swap_rows.swap_rows(1, 1, 1)
 
     def changed(name):
         ours, its = vars(rows[swap_rows.OURS].settings), vars(rows[name].settings)
@@ -134,7 +134,7 @@ def test_the_shipped_options_are_the_workflows():
     folder = Path(__file__).parents[2] / "workflows" / "api"
     nodes = [node for path in folder.glob("*.json") for node in json.loads(path.read_text()).values()]
     swaps = [node["inputs"] for node in nodes if node["class_type"] == "InlaySwap"]
-    ours = vars(swap_rows.swap_rows(1, 1)[swap_rows.OURS].settings)
+    ours = vars(swap_rows.swap_rows(1, 1, 1)[swap_rows.OURS].settings)
     assert len(swaps) >= 5
     for inputs in swaps:
         given = {**vars(SwapSettings()), **{name: inputs[name] for name in ours if name in inputs}}
@@ -155,7 +155,7 @@ def tiny_run(random_world, monkeypatch, tmp_path, capsys):
 def test_a_tiny_run(tiny_run):
     report, folder = tiny_run
     rows = {row["name"]: row for row in report["rows"]}
-    asked = swap_rows.swap_rows(1, 1)
+    asked = swap_rows.swap_rows(1, 1, 1)
     assert set(asked) <= set(rows) and {swap.OUR_BOX_BY_OURS, swap.TRUE_BOX_BY_OURS} <= set(rows)
     assert rows[swap.OURS]["n"] == 2 and rows[swap.SDS]["n"] == 1
     columns = {"shape", "surface", "all", "agreement", "old gone", "tiny CLIP image", "tiny CLIP text", "seconds"}
