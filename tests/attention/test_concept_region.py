@@ -229,7 +229,7 @@ def test_boxes_from_masks_and_sockets():
         (lambda: mask_boxes(torch.zeros(1, 4, 4)), "mask is empty"),
         (lambda: single_boxes([BOX, OTHER], 1, *SIZE), "2 boxes for one picture where one is needed"),
         (lambda: single_boxes([[BOX], []], 2, *SIZE), "no box for picture 2 of 2. Draw one, or connect a mask alone"),
-        (lambda: single_boxes([], 1, *SIZE), "boxes"),
+        (lambda: single_boxes([], 1, *SIZE), "no box for picture 1 of 1"),
         (lambda: single_boxes({**BOX, "x": 500}, 1, *SIZE), "covers no pixel"),
     ],
 )

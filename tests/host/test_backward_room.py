@@ -11,6 +11,7 @@ from inlay.host.contrast import with_backward
 from inlay.host.decoders import full_decoder
 from inlay.host.gradient_guidance import Guidance, guide
 from inlay.host.guidance_memory import guidance_bytes, tell
+from inlay.host.style_extractors import vae_extractor
 from inlay.host.style_guidance_patch import StyleOptions, guide_by_style
 
 FAST = Guidance("Fast", lambda denoised, *_: denoised.sum((1, 2, 3)), 0.1, None, "fast", 0.0, 1.0, ())
@@ -76,7 +77,7 @@ def test_what_a_guidance_tells_is_added_to_the_forward_that_all_share(tiny, flas
 
 
 @pytest.mark.parametrize("mode", ["fast", "exact"])
-def test_style_guidance_tells_of_its_decoder(tiny, flash, mode):
+def test_style_guidance_tells_of_its_decoder_and_features(tiny, flash, mode):
     def guided(strength):
         options = StyleOptions(mode=mode, strength=strength)
         return guide_by_style(tiny.model, tiny.vae, torch.rand(1, 64, 64, 3), None, None, options)
@@ -84,5 +85,7 @@ def test_style_guidance_tells_of_its_decoder(tiny, flash, mode):
     shape = 4, 8, 8
     unet = (20 if flash else 5) * tiny.model.model.memory_required([2, *shape]) if mode == "exact" else 0
     decoder = full_decoder(tiny.vae, tiny.model.model.latent_format)
-    assert guidance_bytes(guided(0.1), shape) == pytest.approx(decoder.row_bytes(shape) + unet)
+    features = vae_extractor(tiny.vae, decoder.patcher, StyleOptions().feature_size).picture_bytes((64, 64))
+    assert features > 0
+    assert guidance_bytes(guided(0.1), shape) == pytest.approx(decoder.row_bytes(shape) + features + unet)
     assert guidance_bytes(guided(0.0), shape) == 0

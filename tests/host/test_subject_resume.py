@@ -170,7 +170,8 @@ def test_more_steps_go_on_to_what_one_run_of_as_many_is(tiny, setup, monkeypatch
         train(tiny, setup, "longer", steps=3, **changes)
     longer = train(tiny, setup, "longer", steps=6, **changes)
     assert longer.losses == pytest.approx(whole.losses, rel=1e-5)
-    assert all(torch.allclose(longer.lora[key], value, atol=1e-5) for key, value in whole.lora.items())
+    # AdamW divides by the gradient's own size, so that rounding shows where there is hardly any.
+    assert all(torch.allclose(longer.lora[key], value, atol=1e-4) for key, value in whole.lora.items())
 
 
 def test_what_else_the_result_depends_on_has_to_be_the_same(tiny, setup, monkeypatch):
