@@ -202,7 +202,7 @@ SUITE = Suite(
     "boxes",
     seeds=64,
     # Of these enough show two things of different shapes for a claim.
-    full_seeds=144,
+    full_seeds=160,
     run=run,
     claims=CLAIMS,
     contrasts=CONTRASTS,
