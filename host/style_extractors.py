@@ -24,7 +24,7 @@ _VGG19_STAGES = (1, 6, 11, 20, 29)
 _DEPTHS = (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3)
 # VGG19 halves four times before its last layer.
 _LEAST_SIDE = 32
-# Kept for backward against what the host reserves to encode: counted 1.5 for SD's VAE; the rest is for the way back.
+# Kept for backward against what the host reserves to encode: counted 1.75 for SD's VAE; the rest is for the way back.
 _VAE_FACTOR = 2
 # Of VGG19 as far as it is read, per pixel that it sees: counted 382.
 _VGG19_VALUES = 450

@@ -141,7 +141,7 @@ class SwapRun:
                     generator = torch.Generator().manual_seed((settings.seed + anchor) % 2**64)
                     pull = contrast_gradient(forward, z, clean, noise, sigma, generator)
                     # The factor 2000 holds for both losses, and only g's is divided by the cells. A cell's part of the
-                    # contrast, a mean over places, shrinks with their number: as published at 64 x 64 cells.
+                    # contrast, a mean over places, shrinks with their number: times that, as published at 64 x 64.
                     g = g + settings.contrast * math.prod(z.shape[-2:]) * pull
                 return g
 
