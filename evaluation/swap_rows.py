@@ -16,7 +16,7 @@ INSTANT = SwapSettings(paste="none", rows=SHIPPED_ROWS, guidance=SHIPPED_GUIDANC
 PUBLISHED = replace(
     INSTANT, iterations=200, skip=1, timesteps="unsorted", t_min=50, t_max=948, learning_rate=PAPERS_RATE
 )
-# At the published weight, 3, the contrast pulls a median 143 times as hard as DDS here (24 anchors of one tuning scene).
+# At the published weight, 3, the contrast pulls a median 143 times as hard as DDS here (24 anchors of a tuning scene).
 # On that scene 0.3 diverges too and this does not.
 CONTRAST = 0.03
 
