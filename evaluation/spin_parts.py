@@ -27,6 +27,7 @@ CFG = 5.0
 INVERSION_STEPS = 50
 # The largest square in a round-cornered mask, in sides of its box: the judge then sees painted pixels alone.
 INSIDE_MARGIN = 0.84
+AS_RETURNED = "as the node returns it"
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,11 @@ def style_agreement(judge: Judge, painted: Tensor, mask: Tensor, style: Tensor) 
 def keeping(painted: Tensor, image: Tensor, mask: Tensor, real: Tensor) -> tuple[Tensor, judging.Values]:
     """The pictures with the scene's own background, and how well it was kept. real: the scene with the wish fulfilled.
 
-    Background PSNR is taken before the paste and does not exist where nothing changed, exactness and seam after it.
+    Background PSNR is taken before the paste and does not exist where nothing changed, the seam after it.
     """
     pasted = paste_back(image, painted, mask)
     columns = {
         "background PSNR": psnr_outside(painted, image, mask),
-        "background exact": exact_outside(pasted, image, mask),
         "seam": seam(pasted, real, mask),
     }
     rows = zip(*(column.tolist() for column in columns.values()), strict=True)
@@ -129,6 +129,18 @@ def keeping(painted: Tensor, image: Tensor, mask: Tensor, real: Tensor) -> tuple
         {name: value if math.isfinite(value) else None for name, value in zip(columns, row, strict=True)}
         for row in rows
     ]
+
+
+def as_returned(returned: Tensor, image: Tensor, mask: Tensor, seeds: Sequence[int]) -> list[Measured]:
+    """What painting itself returns, candidate after candidate, which no other row shows: those are pasted by a suite.
+
+    returned: (candidates * B, H, W, 3). image: (B, H, W, 3). mask: (B, H, W).
+    """
+    count = len(returned) // len(seeds)
+    exact = exact_outside(returned, image.repeat(count, 1, 1, 1), mask.repeat(count, 1, 1))
+    worst = exact.unflatten(0, (count, len(seeds))).amin(0).tolist()
+    values = [{"background exact": one} for one in worst]
+    return judging.rows_of(AS_RETURNED, seeds, values)
 
 
 def merged(*columns: Sequence[dict[str, float | None]]) -> judging.Values:

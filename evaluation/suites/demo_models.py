@@ -12,7 +12,6 @@ from ...demo.scenes import SIZE, Scenes, draw_scenes
 from ...demo.tasks import draw_tasks
 from ...demo.vocabulary import held_out
 from ...demo.weights import load_part, weights_path
-from ...guidance.paste import paste_back
 from ...host.clip_pairs import embed_pictures, embed_text
 from ...host.demo_world import DemoModels, load_demo_models
 from ...host.generate import encode_texts, generate, replay
@@ -147,9 +146,8 @@ def _inpainting(study: Study, models: DemoModels, judge: Judge, seeds: list[int]
     positive, negative = reference_conditioning(
         models.reference_encoder, models.clip_vision, tasks.reference, tasks.reference_mask
     )
-    settings = PaintSettings(steps=STEPS, cfg=CFG, seed=seeds[0], background="fixed", paste="none")
-    painted, _ = paint(models.model, positive, negative, models.vae, tasks.image, tasks.mask, settings)
-    pasted = paste_back(tasks.image, painted, tasks.mask)
+    settings = PaintSettings(steps=STEPS, cfg=CFG, seed=seeds[0], background="fixed", paste="exact")
+    pasted, _ = paint(models.model, positive, negative, models.vae, tasks.image, tasks.mask, settings)
     exact = exact_outside(pasted, tasks.image, tasks.mask).tolist()
     truth = judging.truth_of(tasks.wanted)
 

@@ -40,9 +40,8 @@ from ...host.ranking import look_inside
 from ...training.concept import ConceptSettings
 from .. import judging, spin_parts
 from ..claims import Above, Claim, EachAbove, Floor
-from ..measures import exact_outside
 from ..records import Measured
-from ..spin_parts import Canvas, through_vae
+from ..spin_parts import AS_RETURNED, Canvas, as_returned, through_vae
 from ..study import Study, Suite
 from . import spin_jobs as jobs
 from .spin_values import Scene, World, diversity, mean, score_name, values_of
@@ -87,13 +86,11 @@ def _by_text(world: World, seeds: list[int]) -> list[Measured]:
 
 
 def _pasted(models: DemoModels, seeds: list[int]) -> list[Measured]:
-    """The pictures that the node itself returns, which no other row shows: those are pasted here."""
     (seed,) = seeds
     task = draw_tasks(seeds, "fill", holding_out=True)
     (asked,) = task_captions(task.wanted, place=False, style=False)
     returned = canvas_of(models, task, asked, seed).paint(jobs.ABLATION[jobs.ALL], paste="exact")
-    image, mask = (it.expand(len(returned), *it.shape[1:]) for it in (task.image, task.mask))
-    return [Measured(AS_RETURNED, seed, {"background exact": float(exact_outside(returned, image, mask).min())})]
+    return as_returned(returned, task.image, task.mask, seeds)
 
 
 def _by_reference(world: World, seeds: list[int]) -> list[Measured]:
@@ -181,7 +178,6 @@ def _asked_styles(world: World, seed: int, prompt: str, place: int) -> list[Meas
 
 CEILING_TEXT = "ceiling by text: the wanted scene through the VAE"
 CEILING_IMAGE = "ceiling: the wanted scene through the VAE"
-AS_RETURNED = "by text: Spin (all), as the node returns it"
 OTHER_SEED = "Spin (all): another candidate"
 BEST = {name: f"{name}, {SELECTED}" for name in (*jobs.ABLATION, jobs.SALIENCY)}
 _above = partial(Above, "", needed=IMAGE_NEEDED)

@@ -111,6 +111,12 @@ def repeating_rows(models: DemoModels, batch: Batch) -> Rows:
     return found
 
 
+def shipped_job(models: DemoModels, batch: Batch) -> Tensor:
+    """The pictures as the node returns them, pasted back."""
+    options = {"steps": SHIPPED_STEPS, "repeats": SHIPPED_REPEATS, "paste": "exact"}
+    return _over(models, batch, "inverted", SHIPPED_OUTSIDE, **options)
+
+
 def _over(
     models: DemoModels,
     batch: Batch,

@@ -48,7 +48,7 @@ def evaluate(capsys, tmp_path, suite, seeds):
 def test_style(short, capsys, tmp_path):
     rows = evaluate(capsys, tmp_path, "style", 2)
     assert {*style.MAIN, *style.OPTIONS, f"{style.FAST} - {style.PLAIN}"} <= set(rows)
-    assert all(rows[name]["background exact"]["mean"] == 1 for name in (*style.MAIN, *style.REPEATING))
+    assert rows[spin_parts.AS_RETURNED]["background exact"]["mean"] == 1
     assert all(rows[name]["n"] == 2 for name in style_reading.READ)
     # Guidance changes the pictures, and strength does.
     # Through a random UNet `exact` hardly differs from `fast` at one strength.
@@ -69,14 +69,12 @@ def test_spin(short, capsys, tmp_path):
         best, mean = rows[f"{name}, {spin.SELECTED}"], rows[name]
         score = "tiny CLIP text" if name in texts else "tiny CLIP image"
         assert best[score]["mean"] >= mean[score]["mean"] and mean["diversity"]["mean"] > 0
-        assert mean["background exact"]["mean"] == 1
     told_apart = ("judge likeness", "seam", "style probability")
     seen = {tuple(rows[name][metric]["mean"] for metric in told_apart) for name in (*jobs, *edited)}
     assert len(seen) == len(jobs) + len(edited)
     assert {"judge: real crops", "judge: real crops through the VAE", "judge: labels shuffled"} <= set(rows)
-    assert rows[spin.AS_RETURNED]["background exact"]["mean"] == 1
-    ceiling = rows[spin_jobs.COPY]
-    assert "background PSNR" not in ceiling and ceiling["background exact"]["mean"] == 1
+    assert rows[spin_parts.AS_RETURNED]["background exact"]["mean"] == 1
+    assert "background PSNR" not in rows[spin_jobs.COPY]
     assert set(rows["styles asked for"]) == {
         "name",
         "n",
