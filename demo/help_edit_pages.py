@@ -47,17 +47,19 @@ def style_guidance(world: World) -> list[Row]:
 def _swapped(world: World, seed: int, shape: str, method: str) -> tuple[tuple, str, Tensor]:
     job = world.job(seed, "show")
     source = next(word for word in job[4].split() if word in SHAPES)
+    phrase = job[4][: job[4].index(source)] + source
     image, _ = world.run(
         "InlaySwap",
         **{"model": world.model, "clip": world.clip, "vae": world.vae, "image": job[0], "mask": _box(job[1])},
         source_prompt=job[4],
         target_prompt=job[4].replace(source, shape),
-        source_concept=f"a {source}",
-        target_concept=f"a {shape}",
+        source_concept=phrase,
+        target_concept=phrase.replace(source, shape),
         negative="",
         method=method,
         guidance=3.0,
         rows="conditional",
+        learning_rate=0.03 if method == "instantswap" else 0.1,
     )
     return job, source, image
 
