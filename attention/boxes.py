@@ -35,6 +35,11 @@ def salient_part(salient: Tensor, words: Tensor, threshold: float) -> Tensor:
     labels, count = label((salient >= threshold).cpu().numpy(), structure=[[1] * 3] * 3)
     parts = [torch.from_numpy(labels == number).to(words.device) for number in range(1, count + 1)]
     parts = [part for part in parts if part.sum() >= SPECK * part.numel()]
+    if count and not parts:
+        raise ValueError(
+            f"What reaches the threshold {threshold:g} is smaller than a thousandth of the picture. Lower it, "
+            "crop the picture around the thing, or draw the box by the words alone."
+        )
     if not parts:
         raise ValueError(f"No place reaches the threshold {threshold:g}. Lower it, or draw the box by the words alone.")
     return max(parts, key=lambda part: float(words[part].mean()))

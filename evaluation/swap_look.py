@@ -66,6 +66,13 @@ class Look:
         }
 
     def limits(self, job: Job) -> dict[str, dict[str, float | None]]:
-        """The scene as it is and as it was wished, both through the VAE and nothing else."""
-        pictures = {"floor: nothing swapped": job.image, "ceiling: the wished scene through the VAE": job.truth.image}
-        return {name: self.values(job, through_vae(self.models, image), job.box) for name, image in pictures.items()}
+        """The scene as it is and as it was wished, both through the VAE and nothing else.
+
+        Of the wished one only the box: its thing may reach out of it.
+        """
+        kept, wished = (through_vae(self.models, image) for image in (job.image, job.truth.image))
+        mask = box_mask([job.box], SIZE, SIZE)[None]
+        return {
+            "nothing swapped: floor in the box, ceiling around it": self.values(job, kept, job.box),
+            "the wished scene through the VAE: ceiling in the box": self.foreground(job, wished, mask),
+        }

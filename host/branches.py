@@ -97,14 +97,20 @@ def _besides(text: list) -> set[str]:
 
 def require_same_family(model: ModelPatcher, other: ModelPatcher) -> None:
     """Raises ValueError where one text encoder and one latent cannot serve both models."""
-    if _family(model) != _family(other):
-        raise ValueError(
-            f"The source model ({type(model.model).__name__}) and the target model ({type(other.model).__name__}) are "
-            "of different families. Use two models of one family, such as a base model and the same with a LoRA."
-        )
+    for one, another in zip(_family(model), _family(other), strict=True):
+        if one != another:
+            raise ValueError(
+                f"The source model and the target model are of different families ({one} and {another}). "
+                "Use two models of one family, such as a base model and the same with a LoRA."
+            )
 
 
-def _family(model: ModelPatcher) -> tuple:
+def _family(model: ModelPatcher) -> tuple[str, ...]:
     config = model.model.model_config.unet_config
-    keys = ("in_channels", "context_dim", "adm_in_channels")
-    return type(model.model), type(model.model.latent_format), *(config.get(key) for key in keys)
+    return (
+        type(model.model).__name__,
+        f"latents of {type(model.model.latent_format).__name__}",
+        f"{config.get('in_channels')} input channels",
+        f"texts {config.get('context_dim')} wide",
+        f"pooled texts {config.get('adm_in_channels')} wide",
+    )

@@ -11,6 +11,7 @@ from ..attention.boxes import Box
 from ..attention.concept_region import cell_mask, insert_concept, mask_boxes, single_boxes
 from ..guidance.masks import fit_mask
 from .area_conds import PLACES, add_places
+from .regions import CELL
 from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid_of, require_unet
 
 OUTSIDES = ("ca", "raw")
@@ -86,6 +87,21 @@ def stack_contexts(contexts: Sequence[Tensor]) -> Tensor:
     return torch.cat([context.repeat(1, length // context.shape[1], 1) for context in contexts])
 
 
+def on_latent(
+    boxes: Sequence[Box], size: tuple[int, int], latent: tuple[int, int]
+) -> tuple[list[Box], tuple[int, int]]:
+    """Boxes of a picture of size (H, W) in the pixels of a latent of (h, w) cells, and that size.
+
+    Less than a cell off, as in `fit_to_latent`: such a picture was padded or cropped, and not resized.
+    """
+    whole = latent[0] * CELL, latent[1] * CELL
+    above, left = size[0] - whole[0], size[1] - whole[1]
+    if max(abs(above), abs(left)) >= CELL:
+        return list(boxes), size
+    top, left = max(above, 0) // 2, max(left, 0) // 2
+    return [{**box, "x": box["x"] - left, "y": box["y"] - top} for box in boxes], whole
+
+
 class _Region:
     def __init__(
         self, concepts: Sequence[Tensor | None], boxes: Sequence[Box], size: tuple[int, int], raw: bool, both: bool
@@ -144,7 +160,9 @@ class _Region:
             pictures = len(n) // len(conditions)
             self._check(step[PLACES].size, pictures)
             with torch.inference_mode(False):
-                masks = [cell_mask(self.boxes, self.size, grid, step[PLACES].size, area).flatten(1) for area in areas]
+                latent = step[PLACES].size
+                boxes, size = on_latent(self.boxes, self.size, latent)
+                masks = [cell_mask(boxes, size, grid, latent, area).flatten(1) for area in areas]
                 active = self.active.repeat(len(n) // len(self.active))[:, None]
                 active = active & torch.tensor(told).repeat_interleave(pictures)[:, None]
                 inside = torch.cat([mask.repeat(pictures // len(mask), 1) for mask in masks]) & active

@@ -68,13 +68,13 @@ def swap_picture(
         samples = job.run(latent)
         return finish(samples), {"samples": samples}
     except comfy.model_management.InterruptProcessingException:
-        if job.samples is not None:
-            with best_effort():
-                keep_pictures(finish(job.samples), CANCELLED, job.done, job.total)
+        with best_effort():
+            pictures = [finish(job.samples, slice(row, row + 1)) for row in sorted(job.reached)]
+            if pictures:
+                keep_pictures(torch.cat(pictures), CANCELLED, job.done, job.total)
         raise
     except Exception:
-        reached = 0 if job.samples is None else len(latent)
-        rows = [partial(finish, job.samples, slice(row, row + 1)) for row in range(reached)]
+        rows = [partial(finish, job.samples, slice(row, row + 1)) for row in sorted(job.reached)]
         keep_each([], rows, job.done, job.total)
         raise
 

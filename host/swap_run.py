@@ -61,6 +61,7 @@ class SwapRun:
         sampling = model.get_model_object("model_sampling")
         self.sigmas = sampling.sigma(timesteps[:: settings.skip].float()).cpu()
         self.done, self.total, self.samples = 0, 0, None
+        self.reached: set[int] = set()
         # The source branch's noise at every anchor, by picture, on the CPU.
         self.foreseen: dict[int, list[Tensor]] = {}
 
@@ -77,7 +78,7 @@ class SwapRun:
     def run(self, latent: Tensor) -> Tensor:
         """The latent (B, C, h, w) after the swap, as VAE.decode takes it; as many pictures at once as memory allows.
 
-        `samples` holds what is reached so far, None before the first update.
+        `samples` holds what is reached so far, None before the first update, and `reached` whose places these are.
         """
         row = latent[:1].repeat(2 if self._both else 1, 1, 1, 1)
         self.at_once = min(candidates_that_fit(one, row, len(latent)) for one in self.models)
@@ -150,6 +151,7 @@ class SwapRun:
                 self.samples = latent.clone() if self.samples is None else self.samples
                 # Outside the box, where BGM keeps it, the latent that came in.
                 self.samples[numbers] = reached if cells is None else torch.where(cells > 0, reached, part)
+                self.reached.update(numbers)
                 self._show(z)
 
             inside = None if cells is None else cells.to(clean)

@@ -37,6 +37,7 @@ from ..swap_alone import INSERTIONS, REMOVALS, alone
 from ..swap_look import Look, through_vae
 from ..swap_rows import (
     ALL_ROWS,
+    AUTHORS,
     CDS,
     CDS_WEAKER,
     DDS,
@@ -203,8 +204,8 @@ CONTRASTS = (
     (OURS, PAPERS),
     (OURS, NO_BGM),
     (OURS, NO_SECR),
-    (OURS, ALL_ROWS),
-    (ALL_ROWS, NO_SECR),
+    (PAPERS, ALL_ROWS),
+    (OURS, AUTHORS),
     (OURS, EVERY_STEP),
     (OURS, OUR_BOX),
     *((f"{name} with SSGU, lambda 5", name) for name in (SDS, DDS)),

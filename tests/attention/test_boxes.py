@@ -137,5 +137,7 @@ def test_the_salient_part_is_what_the_words_tell_most_of():
     words[5:15, 5:20] = -1.0
     part = salient_part(salient, words, 1.25)
     assert part.sum() == 15 * 15 and part[20:35, 30:45].all()
-    with pytest.raises(ValueError, match="No place reaches the threshold 3"):
+    with pytest.raises(ValueError, match="smaller than a thousandth"):
         salient_part(salient, words, 3.0)
+    with pytest.raises(ValueError, match="No place reaches the threshold 10"):
+        salient_part(salient, words, 10.0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from comfy.ldm.modules.attention import BasicTransformerBlock
 from inlay.attention.concept_region import cell_mask, mask_boxes, single_boxes
-from inlay.host.concept_region_patch import concept_region
+from inlay.host.concept_region_patch import concept_region, on_latent
 
 SIZE = (128, 144)
 BOX = {"x": 37, "y": 20, "width": 61, "height": 70}
@@ -40,6 +40,24 @@ def inside_grid(box, height, width):
                 and right > box["x"]
             )
     return mask.flatten()
+
+
+@pytest.mark.parametrize("side", [65, 100, 127])
+def test_sizes_that_are_padded_or_cropped_to_whole_cells_are_not_stretched(side):
+    for start, length in ((0, 8), (side // 2, 9), (side - 8, 8), (37, 27)):
+        box, stop = {"x": 0, "y": start, "width": 32, "height": length}, min(side, start + length)
+        padded, latent = -(-side // 8), (-(-side // 8), 4)
+        (mask,) = cell_mask(*on_latent([box], (side, 32), latent), latent, latent, (0, 0, *latent))
+        assert mask[:, 0].nonzero()[:, 0].tolist() == list(range(start // 8, min(padded, -(-stop // 8))))
+        # The host's VAE Encode cuts as much from both ends.
+        cut, cells = side % 8 // 2, side // 8
+        (mask,) = cell_mask(*on_latent([box], (side, 32), (cells, 4)), (cells, 4), (cells, 4), (0, 0, cells, 4))
+        kept = range(max(0, start - cut) // 8, min(cells, -(-(stop - cut) // 8)))
+        assert mask[:, 0].nonzero()[:, 0].tolist() == list(kept)
+
+
+def test_a_region_drawn_at_another_scale_is_stretched():
+    assert on_latent([BOX], SIZE, (32, 36)) == ([BOX], SIZE)
 
 
 def attention(layer, queries, context):

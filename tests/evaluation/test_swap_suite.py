@@ -120,7 +120,11 @@ def test_rows_differ_from_instantswap_in_what_they_say():
         return {key for key in ours if ours[key] != its[key]}
 
     assert changed(swap_rows.NO_BGM) == {"bgm"} and changed(swap_rows.NO_SECR) == {"secr"}
-    assert changed(swap_rows.ALL_ROWS) == {"rows"} and changed(swap_rows.EVERY_STEP) == {"skip"}
+    assert changed(swap_rows.ALL_ROWS) == {"rows", "learning_rate"} and changed(swap_rows.EVERY_STEP) == {"skip"}
+    # The authors' rate and guidance, and what their code does with both rows and outside the box.
+    assert changed(swap_rows.AUTHORS) == {"rows", "outside", "guidance", "learning_rate"}
+    authors = rows[swap_rows.AUTHORS].settings
+    assert (authors.learning_rate, authors.guidance, authors.skip, authors.iterations) == (0.1, 7.5, 5, 550)
     assert changed(swap_rows.OUR_BOX) == set()
     published = {"iterations", "skip", "timesteps", "t_min", "t_max", "learning_rate"}
     assert changed(swap_rows.DDS) == {"method", *published} and changed(swap_rows.PAPERS) == {"learning_rate"}

@@ -192,7 +192,7 @@ def test_bad_input_says_what_to_do(swap, tiny, mask, picture, monkeypatch):
     fails("no text encoder", clip=None)
     fails("not numbers", image=torch.full_like(picture, float("nan")))
     fails("no range", settings=replace(QUICK, t_min=900, t_max=100))
-    fails("different families", target_model=tiny.inpaint_model)
+    fails("different families .4 input channels and 9 input channels", target_model=tiny.inpaint_model)
 
     continuous = tiny.v_model.clone()
     continuous.add_object_patch("model_sampling", type("Continuous", (ModelSamplingContinuousV, V_PREDICTION), {})())

@@ -114,6 +114,23 @@ def test_cancel_in_the_second_part_keeps_the_first(swap, pictures, monkeypatch, 
     assert all((images[row] != pictures[row]).any() for row in range(2))
 
 
+def test_cancel_in_the_first_part_keeps_only_what_moved(swap, pictures, monkeypatch, one_at_a_time):
+    kept, calls, real = [], [], swap_run.Forward.noises
+
+    def press_cancel_at_the_second(self, *args):
+        calls.append(1)
+        if len(calls) == 2:
+            comfy.model_management.interrupt_current_processing()
+        return real(self, *args)
+
+    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
+    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel_at_the_second)
+    with pytest.raises(comfy.model_management.InterruptProcessingException):
+        swap()
+    ((images, *_),) = kept
+    assert len(images) == 1 and (images[0] != pictures[0]).any()
+
+
 @pytest.mark.parametrize("method", ["instantswap", "dds"])
 def test_texts_of_another_model_are_named(swap, tiny, monkeypatch, method):
     wide = [[torch.zeros(1, 77, 64), {"pooled_output": None}]]
