@@ -35,6 +35,7 @@ from ...host.salient_masks import saliency_scores, salient_masks
 from ...training.concept import ConceptSettings
 from ..claims import Above, Claim, EachAbove
 from ..localising import overlap
+from ..non_inferiority import NotBelow
 from ..records import Measured
 from ..spin_parts import judge_trust
 from ..study import Study, Suite
@@ -119,21 +120,17 @@ def word_mask(models: DemoModels, task: Task, option: Option) -> Tensor:
 
 
 def paint_concept(world: World, task: Task, texts: list[list]) -> Tensor:
-    """(texts, CANDIDATES, H, W, 3): the place with each CONDITIONING painted into its mask, before the paste."""
-    models, count = world.models, len(texts)
-    positive = [
-        [
-            torch.cat([text[0][0] for text in texts]),
-            {"pooled_output": torch.cat([text[0][1]["pooled_output"] for text in texts])},
-        ]
-    ]
-    place, mask = task.place.expand(count, -1, -1, -1), task.mask.expand(count, -1, -1)
+    """(texts, CANDIDATES, H, W, 3): the place with each CONDITIONING painted into its mask, before the paste.
+
+    All with the same noise, which differs by row within one batch.
+    """
+    models = world.models
     guided = guide_region(models.model, [Region(task.mask)], "zero")
     settings = PaintSettings(
         steps=PAINT_STEPS, cfg=CFG, seed=task.seed, candidates=CANDIDATES, background="renoised", paste="none"
     )
-    images, _ = paint(guided, positive, world.negative, models.vae, place, mask, settings)
-    return images.unflatten(0, (CANDIDATES, count)).transpose(0, 1)
+    onto = world.negative, models.vae, task.place, task.mask, settings
+    return torch.stack([paint(guided, text, *onto)[0] for text in texts])
 
 
 def _measure(study: Study, world: World, rows: dict[str, ConceptSettings], seeds: list[int]) -> list[Measured]:
@@ -191,9 +188,12 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     EachAbove(
         "focus-leaks-less",
-        "Likeness to the reference's background, less that to the place's own, after equal steps, by both: multi-token "
-        "inversion above saliency focus (as shipped)",
-        tuple(Above("", by, at("multi", LAST), at(SHIPPED, LAST), f"{by} leak", needed=24) for by in JUDGES),
+        "Judge, probability that what was painted stands before the reference's background, after equal steps: "
+        "multi-token inversion above saliency focus (as shipped), which is at most 0.02 less like the subject",
+        (
+            Above("", "leak", at("multi", LAST), at(SHIPPED, LAST), "background of the reference", needed=24),
+            NotBelow("", "likeness", at(SHIPPED, LAST), at("multi", LAST), "judge subject", margin=0.02, needed=24),
+        ),
     ),
 )
 CONTRASTS = (

@@ -9,14 +9,12 @@ from torch.nn.functional import normalize
 from ...demo.captions import caption
 from ...demo.judge import Judge
 from ...demo.render import render
-from ...demo.scenes import Scenes
-from ...demo.subjects import draw_things
 from ...demo.tasks import place_masks
 from ...demo.vocabulary import BACKGROUNDS, STYLES
 from ...host.clip_pairs import embed_pictures
 from ...host.demo_world import DemoModels
 from .. import judging
-from ..subjects import scene_of_subject, subject_of
+from ..subjects import scene_of_subject, with_subject_of
 
 JUDGES = ("CLIP", "judge")
 # Numbers of the references' scenes are this far from those of the places.
@@ -57,7 +55,7 @@ class Task:
 def draw_task(seed: int) -> Task:
     """Styles take turns by seed; the place's background is never the reference's."""
     style = seed % len(STYLES)
-    reference = _with_subject_of(seed, scene_of_subject(seed + REFERENCE_SEEDS, style))
+    reference = with_subject_of(seed, scene_of_subject(seed + REFERENCE_SEEDS, style))
     shown = render(reference)
     own = int(reference.background[0])
     other = (own + 1 + seed // len(STYLES) % (len(BACKGROUNDS) - 1)) % len(BACKGROUNDS)
@@ -77,16 +75,9 @@ def draw_task(seed: int) -> Task:
         place=render(wanted.emptied()).image,
         mask=place_masks(wanted, ROOM),
         truth=render(wanted).image,
-        another=render(_with_subject_of(seed + 1, wanted)).image,
+        another=render(with_subject_of(seed + 1, wanted)).image,
         background=own,
     )
-
-
-def _with_subject_of(seed: int, scene: Scenes) -> Scenes:
-    """The same scene with the seed's subject in the pose of the one that is there."""
-    there, nothing = scene.things
-    subject = draw_things([subject_of(seed)]).posed(there.centre, there.radius, there.angle, there.mirrored)
-    return scene.with_things((subject, nothing), scene.count)
 
 
 class Likeness:
@@ -112,9 +103,9 @@ class Likeness:
         """Means over candidates (B, H, W, 3), of what is in the mask.
 
         subject: the cosine with the subject in this very place. reference: with the reference's own crop (the paper's
-        CLIP_I). leak: with what is behind the subject in the reference, less that with the place's own background, so
-        that an empty mask leaks nothing. `background of the reference`: the judge's probability that this is where the
-        crop was taken.
+        CLIP_I). leak: with what is behind the subject in the reference, less that with the place's own background; it
+        falls with the size of what was drawn too. `background of the reference`: the judge's probability that this is
+        where the crop was taken, which does not.
         """
         mask = self.task.mask.expand(len(pictures), -1, -1)
         near, crops = (judging.crops_of_masks(pictures, mask, margin) for margin in (SUBJECT_CROP, MASK_CROP))

@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from ...demo.judge import load_judge
+from ...demo.render import render
 from ...demo.scenes import Scenes
 from ...demo.tasks import Tasks, draw_tasks, reference_scenes, task_captions
 from ...demo.vocabulary import STYLES
@@ -41,10 +42,11 @@ from ...training.concept import ConceptSettings
 from .. import judging, spin_parts
 from ..claims import Above, Claim, EachAbove, Floor
 from ..records import Measured
-from ..spin_parts import AS_RETURNED, Canvas, as_returned, through_vae
+from ..spin_parts import AS_RETURNED, Canvas, as_returned
 from ..study import Study, Suite
+from ..subjects import with_subject_of
 from . import spin_jobs as jobs
-from .spin_values import Scene, World, diversity, mean, score_name, values_of
+from .spin_values import Scene, World, diversity, limits, mean, score_name, values_of
 
 WORKFLOW = Path(__file__).resolve().parents[2] / "workflows" / "api" / "image-paint.json"
 SELECTED = "best of 4"
@@ -81,8 +83,7 @@ def _by_text(world: World, seeds: list[int]) -> list[Measured]:
     measured = []
     for name, job in jobs.text_jobs(canvas_of(world.models, task, asked, seed), asked).items():
         measured += _row(world, seed, f"by text: {name}", scene, job)
-    round_trip = through_vae(world.models, task.truth.image)
-    return measured + judging.rows_of(CEILING_TEXT, seeds, values_of(world, scene, round_trip)[1])
+    return measured + limits(world, scene, seed, {CEILING_TEXT: task.truth.image, FLOOR_TEXT: task.image})
 
 
 def _pasted(models: DemoModels, seeds: list[int]) -> list[Measured]:
@@ -117,8 +118,9 @@ def _by_reference(world: World, seeds: list[int]) -> list[Measured]:
         with suppress(OSError):
             Path(concept.path).unlink()
     measured += _row(world, seed, jobs.COPY, scene, partial(jobs.copy_and_paste, task))
-    round_trip = through_vae(world.models, task.truth.image)
-    measured += judging.rows_of(CEILING_IMAGE, seeds, values_of(world, scene, round_trip)[1])
+    another = render(with_subject_of(seed + 1, task.wanted)).image
+    pictures = {CEILING_IMAGE: task.truth.image, FLOOR_IMAGE: task.image, ANOTHER: another}
+    measured += limits(world, scene, seed, pictures)
     other = jobs.subject_task(seed + 1)
     floor = replace(task, reference=other.reference, reference_mask=other.reference_mask)
     compared = Scene(floor, reference=look_inside(other.reference, other.reference_mask, size, "keep"))
@@ -178,6 +180,8 @@ def _asked_styles(world: World, seed: int, prompt: str, place: int) -> list[Meas
 
 CEILING_TEXT = "ceiling by text: the wanted scene through the VAE"
 CEILING_IMAGE = "ceiling: the wanted scene through the VAE"
+FLOOR_TEXT, FLOOR_IMAGE = (f"floor{by}: the empty place through the VAE" for by in (" by text", ""))
+ANOTHER = "floor: another subject in the place, through the VAE"
 OTHER_SEED = "Spin (all): another candidate"
 BEST = {name: f"{name}, {SELECTED}" for name in (*jobs.ABLATION, jobs.SALIENCY)}
 _above = partial(Above, "", needed=IMAGE_NEEDED)
@@ -187,9 +191,9 @@ CLAIMS: tuple[Claim, ...] = (
         "Each part does what its row of table 3 says (means of 4 candidates)",
         (
             _above("the background keeps the scene", jobs.BACKGROUND, jobs.SALIENCY, "background PSNR"),
-            _above("ARG makes it more like the subject", jobs.ARG, jobs.BACKGROUND, "judge likeness to truth"),
+            _above("ARG makes it more like the true scene", jobs.ARG, jobs.BACKGROUND, "judge likeness to truth"),
             _above("style guidance brings it to the style", jobs.STYLE, jobs.BACKGROUND, "style probability"),
-            _above("all is more like the subject", jobs.ALL, jobs.BACKGROUND, "judge likeness to truth"),
+            _above("all is more like the true scene", jobs.ALL, jobs.BACKGROUND, "judge likeness to truth"),
             _above("all is more in the style", jobs.ALL, jobs.BACKGROUND, "style probability"),
         ),
     ),

@@ -11,7 +11,8 @@ from ...demo.tasks import Tasks
 from ...host.demo_world import DemoModels
 from ...host.ranking import score_pictures
 from .. import judging, perceptual
-from ..spin_parts import keeping, merged, style_agreement
+from ..records import Measured
+from ..spin_parts import keeping, merged, style_agreement, through_vae
 from ..study import Study
 from .spin_jobs import EDITS
 
@@ -70,6 +71,12 @@ def values_of(world: World, scene: Scene, painted: Tensor) -> tuple[Tensor, judg
         whole["NIMA"] = world.nima(pasted)
     columns.append(_by_picture(whole))
     return pasted, merged(*columns, kept)
+
+
+def limits(world: World, scene: Scene, seed: int, pictures: dict[str, Tensor]) -> list[Measured]:
+    """What the figures are of pictures (1, H, W, 3) that went through the VAE and nothing else, by row."""
+    values = {name: values_of(world, scene, through_vae(world.models, image))[1] for name, image in pictures.items()}
+    return [Measured(name, seed, one) for name, (one,) in values.items()]
 
 
 def _by_picture(columns: dict[str, Tensor]) -> judging.Values:

@@ -67,8 +67,7 @@ def table(**changes):
     noise = torch.randn(24, generator=torch.Generator().manual_seed(0)) / 100
 
     def columns(value, leak):
-        names = [f"{by} {what}" for by in concept.JUDGES for what in ("subject", "leak")]
-        shown = {name: leak if "leak" in name else value for name in names}
+        shown = {f"{by} subject": value for by in concept.JUDGES} | {"background of the reference": leak}
         return {
             name: {seed: one + float(noise[seed]) * (1 + value) for seed in range(24)} for name, one in shown.items()
         }
@@ -91,8 +90,11 @@ def test_the_claims():
     few = {row: {m: dict(list(v.items())[:23]) for m, v in columns.items()} for row, columns in table().items()}
     assert set(judged(few).values()) == {None}
     leaky = table()
-    leaky[concept.at(concept.SHIPPED, 200)]["judge leak"] = {seed: 0.9 for seed in range(24)}
+    leaky[concept.at(concept.SHIPPED, 200)]["background of the reference"] = {seed: 0.9 for seed in range(24)}
     assert judged(leaky)["focus-leaks-less"] is False
+    # What draws nothing leaks nothing.
+    empty = table(**{concept.SHIPPED: 0.1})
+    assert judged(empty)["focus-leaks-less"] is False
 
 
 def test_rows_differ_in_what_their_name_says():
