@@ -4,7 +4,8 @@ to 5)?
 Every seed is one scene with one thing and one of ten target concepts, told by words or learned (see swap_scenes). The
 older methods get the same texts, and neither box nor phrases. Background measures are taken before any paste, on what
 lies outside the true box, or the one that was found where the row says so. One seed in eight has its thing removed
-too, and the new one inserted where nothing stands. PhotoSwap, PnPInv+P2P and CoSD of the paper's tables are out of scope.
+too, and the new one inserted where nothing stands. PhotoSwap, PnPInv+P2P and CoSD of the paper's tables are out of
+scope.
 """
 
 import time
