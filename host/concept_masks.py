@@ -20,10 +20,15 @@ TIMESTEPS = (500, 300, 100)
 
 
 def with_source(settings: ConceptSettings, masks: Tensor | None) -> ConceptSettings:
-    """The settings with the mask source that `auto` stands for; of a source chosen by name, a threshold of 0 is 1."""
-    if settings.mask_source != "auto":
-        return replace(settings, threshold=settings.threshold or 1.0)
-    return replace(settings, mask_source=BORDER if masks is None else "masks")
+    """The settings with the mask source that is meant; of a reading chosen by name, a threshold of 0 is 1.
+
+    Masks come first, whatever reading is named: whoever connects them wants them used.
+    """
+    if masks is not None:
+        return replace(settings, mask_source="masks")
+    if settings.mask_source == "auto":
+        return replace(settings, mask_source=BORDER)
+    return replace(settings, threshold=settings.threshold or 1.0)
 
 
 def given_masks(masks: Tensor | None, images: Tensor, settings: ConceptSettings) -> Tensor | None:

@@ -83,7 +83,8 @@ class TrainConcept(io.ComfyNode):
                 io.Mask.Input(
                     "masks",
                     optional=True,
-                    tooltip="White on the thing, one or one per picture. Used by the focus instead of its own.",
+                    tooltip="White on the thing, one or one per picture. Used by the focus instead of its own, "
+                    "whatever mask_source says.",
                 ),
                 io.Combo.Input(
                     "mask_source",
@@ -91,7 +92,7 @@ class TrainConcept(io.ComfyNode):
                     default="auto",
                     optional=True,
                     advanced=True,
-                    tooltip="What the focus takes for salient, read from each training forward. auto: your masks, else "
+                    tooltip="What the focus takes for salient without masks, read from each training forward. auto: "
                     "attention to the border. self-attention: what receives most (paper). calibrated: that, turned so "
                     "that the border is background. attention to the border: what attends least to it.",
                 ),

@@ -69,11 +69,11 @@ def initial_vectors(table: Tensor, tokens: int, word: Tensor | None, generator: 
 @dataclass(frozen=True)
 class ConceptSettings:
     """objective: of OBJECTIVES. template: the text it is learned in, {} for the concept, one line or one a picture.
-    weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus. mask_source: of MASK_SOURCES; auto
-    takes masks where there are some, else the attention to the border. threshold: gamma, 0 for what suits each picture
-    (auto) or 1 (the other sources). precision: of the UNet. at_once: examples in one forward, 0 for as many of a step's
-    as fit. preview_every: steps, 0 for none. resolution: of the longer side in pixels, to which larger pictures are
-    scaled down, 0 for any size.
+    weight: lambda, of the objective's own term. snr_cap, norm: of saliency_focus. mask_source: of MASK_SOURCES, where
+    no masks are given; auto is the attention to the border. threshold: gamma, 0 for what suits each picture (auto) or 1
+    (the other sources). precision: of the UNet. at_once: examples in one forward, 0 for as many of a step's as fit.
+    preview_every: steps, 0 for none. resolution: of the longer side in pixels, to which larger pictures are scaled
+    down, 0 for any size.
     """
 
     objective: str = "saliency focus"

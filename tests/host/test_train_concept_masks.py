@@ -6,7 +6,7 @@ import pytest
 import torch
 from inlay.host import concept_masks
 from inlay.host.concept_loop import ConceptLoop
-from inlay.host.concept_masks import with_source
+from inlay.host.concept_masks import MASK_SOURCES, with_source
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 
@@ -34,14 +34,19 @@ def test_auto_without_masks_is_attention_to_the_border_as_the_workflows_have_it(
 def test_a_source_that_is_chosen_has_the_threshold_1_unless_told_otherwise(source):
     for given, wanted in ((0.0, 1.0), (1.0, 1.0), (0.4, 0.4)):
         settings = ConceptSettings(mask_source=source, threshold=given)
-        told = asdict(with_source(settings, torch.ones(1, 4, 4)))
+        told = asdict(with_source(settings, None))
         assert told == {**asdict(settings), "threshold": wanted}
 
 
-def test_auto_takes_masks_where_there_are_some(learn):
+@pytest.mark.parametrize("source", [source for source in MASK_SOURCES if source != "masks"])
+def test_masks_are_used_whatever_source_is_named(learn, source):
     masks = torch.zeros(1, *IMAGES.shape[1:3])
     masks[:, 8:24, 8:24] = 1
-    assert same(learn(masks=masks), learn(masks=masks, mask_source="masks"))
+    told = learn(masks=masks, mask_source="masks")
+    assert same(learn(masks=masks, mask_source=source), told)
+    assert not torch.equal(told.mask, learn(mask_source=source).mask)
+    with pytest.raises(ValueError, match="^The mask excludes everything"):
+        learn(masks=torch.zeros_like(masks), mask_source=source)
 
 
 def test_the_nodes_defaults_are_the_settings_own():
