@@ -15,7 +15,8 @@ from torch import Tensor
 from ..training.concept import ConceptSettings
 from .concept_loop import ConceptLoop
 from .embedding_files import write_whole
-from .models import model_id
+from .fingerprints import patches_id
+from .models import model_id, prediction_kind
 from .safe_files import read_whole
 
 logger = logging.getLogger("inlay")
@@ -42,7 +43,9 @@ class ConceptCheckpoint:
         """encoded: by the VAE and the text encoder, to tell them from others."""
         self.most = settings.steps
         fixed = {key: value for key, value in asdict(settings).items() if key not in _FREE}
-        digest = hashlib.sha256(f"{model_id(model)} {fixed} {tuple(images.shape)}".encode())
+        # The weights alone do not tell what is learned on: LoRAs lie beside them, and so does what they predict.
+        what = f"{model_id(model)} {patches_id(model)} {prediction_kind(model)}"
+        digest = hashlib.sha256(f"{what} {fixed} {tuple(images.shape)}".encode())
         for tensor in (images, masks, *start.values()):
             if tensor is not None:
                 digest.update(tensor.detach().contiguous().numpy().tobytes())

@@ -180,6 +180,37 @@ def test_a_checkpoint_of_another_vae_or_clip_skip_is_not_resumed(learn, tiny, mo
             assert torch.equal(saved(learned)["clip_l"], saved(fresh)["clip_l"])
 
 
+def under_a_lora(model, strength):
+    patched = model.clone()
+    patched.add_patches(
+        {"diffusion_model.middle_block.1.proj_out.weight": (torch.full((128, 128, 1, 1), 0.1),)}, strength
+    )
+    return patched
+
+
+def predicting_v(model, v_model):
+    other = model.clone()
+    other.add_object_patch("model_sampling", v_model.get_model_object("model_sampling"))
+    return other
+
+
+def test_a_checkpoint_of_another_lora_or_prediction_is_not_resumed(learn, tiny, monkeypatch, caplog):
+    started = under_a_lora(tiny.model, 1.0)
+    for model in (tiny.model, under_a_lora(tiny.model, 0.5), predicting_v(started, tiny.v_model)):
+        fresh = learn("fresh", model=model)
+        fail_in(monkeypatch, 1)
+        with pytest.raises(RuntimeError):
+            learn("half", model=started)
+        with caplog.at_level(logging.INFO):
+            caplog.clear()
+            learned = learn("half", model=model)
+        assert "of other settings, pictures or models. Starting anew" in caplog.text
+        assert torch.equal(saved(learned)["clip_l"], saved(fresh)["clip_l"])
+        with caplog.at_level(logging.INFO):
+            learn("half", model=under_a_lora(tiny.model, 1.0))
+        assert "Going on after step 1" in caplog.text
+
+
 def test_a_checkpoint_of_other_settings_is_not_resumed(learn, monkeypatch):
     release = interrupt_in(monkeypatch, 0)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
