@@ -88,19 +88,23 @@ def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: 
     return mask, soften(scores, threshold)
 
 
-def _require_any(masks: Tensor, else_it: str) -> None:
+def _require_any(masks: Tensor, else_it: str, name: str = "picture") -> None:
     for number, mask in enumerate(masks, 1):
         if not mask.any():
-            which = "The picture" if len(masks) == 1 else f"Picture {number} of {len(masks)}"
+            which = f"The {name}" if len(masks) == 1 else f"{name.capitalize()} {number} of {len(masks)}"
             raise ValueError(f"{which} {else_it}")
 
 
 def given_masks(mask: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
-    """The user's mask, binary and as it is, for every picture. Raises ValueError where none is connected."""
+    """The user's mask, binary and as it is, for every picture.
+
+    Raises ValueError where there is none, where nothing is in it, and for masks of another number or aspect.
+    """
     if mask is None:
         raise ValueError("The source is mask and no mask is connected. Connect one, or choose another source.")
     soft = fit_mask(mask, *image.shape[1:3])
     if len(soft) not in (1, len(image)):
         raise ValueError(f"There are {len(soft)} masks for {len(image)} pictures. Give one mask, or one per picture.")
-    soft = soft.expand(len(image), -1, -1)
-    return (soft >= 0.5).float(), soft
+    found = (soft >= 0.5).float()
+    _require_any(found, "holds nothing of a half or more. Paint the salient part white.", "mask")
+    return found.expand(len(image), -1, -1), soft.expand(len(image), -1, -1)

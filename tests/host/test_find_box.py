@@ -154,6 +154,19 @@ def test_the_users_mask_is_handed_on(mask_salient):
         mask_salient(torch.rand(2, 60, 70, 3), source="mask", mask=given.expand(3, -1, -1))
 
 
+@pytest.mark.parametrize("white", [0.0, 0.4])
+def test_a_mask_of_the_users_with_nothing_in_it_is_refused(mask_salient, white):
+    """Also a soft one, of which a half leaves nothing."""
+    given = torch.ones(2, 60, 70)
+    given[1] = white
+    image = torch.rand(2, 60, 70, 3)
+    with pytest.raises(ValueError, match="^The mask holds nothing of a half or more. Paint the salient part white.$"):
+        mask_salient(image, source="mask", mask=given[1:])
+    with pytest.raises(ValueError, match="^Mask 2 of 2 holds nothing of a half or more."):
+        mask_salient(image, source="mask", mask=given)
+    assert mask_salient(image, source="mask", mask=given[:1])[0].min() == 1
+
+
 def test_no_salient_part_says_so(mask_salient, pictures):
     with pytest.raises(ValueError, match="^Picture 1 of 2 has no salient part above the threshold 9"):
         mask_salient(threshold=9.0)
