@@ -137,17 +137,25 @@ def test_only_the_thing_is_drawn_in_other_styles():
 
 def test_what_the_loss_tells_is_read_of_the_right_pictures(monkeypatch):
     tasks = draw_tasks(range(60, 64), "fill")
+    drawn = style_reading.drawn_in_each_style(tasks)
+    assert len(set(tasks.wanted.style.tolist())) > 1 and 0 in tasks.wanted.style
 
     def distances(model, vae, vision, pictures, scene, mask, options):
-        """Least for the third style, and least of all for the empty place in some regions."""
-        values = torch.tensor([3.0, 4.0, 2.0, 5.0, 1.0 if options.region == "whole" else 9.0])
-        return values * (1 + (pictures[-1] != scene[0]).any())
+        """Least for the first style, and least of all for the empty place in some regions; the scene's are one seed's.
+
+        Of any other pictures it has the opposite order, so that both values are wrong.
+        """
+        values = torch.tensor([2.0, 4.0, 3.0, 5.0, 1.0 if options.region == "whole" else 9.0])
+        (row,) = (row for row, image in enumerate(tasks.image) if torch.equal(image[None], scene))
+        wanted = torch.stack([*drawn[:, row], tasks.image[row]])
+        right = torch.equal(pictures, wanted) and torch.equal(mask, tasks.mask[row : row + 1])
+        return values if right else -values
 
     monkeypatch.setattr(style_reading, "style_distances", distances)
     monkeypatch.setattr(style_reading, "through_vae", lambda models, image: image)
     models = SimpleNamespace(model=None, vae=None, clip_vision=None)
     for one in style_reading.read_losses(models, tasks, range(60, 64)):
-        right = int(tasks.wanted.style[one.seed - 60]) == 2
+        right = int(tasks.wanted.style[one.seed - 60]) == 0
         assert one.values["right style least"] == right
         assert one.values["nothing lower still"] == ("whole" in one.row)
 
