@@ -18,6 +18,11 @@ BORDER = "attention to the border"
 READINGS = (RECEIVED, CALIBRATED, BORDER)
 # Of attention to the border, in the shipped workflows, as chosen on the demo world's tuning seeds.
 AUTO_THRESHOLD = 1.25
+# Of `evenness`: a picture above it has no salient part. Chosen on 64 tuning scenes of the demo world, 192 close-ups of
+# them and 146 pictures without a thing, and tried on as many others under another text, in brackets: above it lie .8 %
+# (.8 %) of scenes and close-ups, all (95 %) of 64 empty scenes, 52 % (64 %) of 42 plain colours and gradients, and none
+# of 24 pictures of strong noise, in which the model sees a thing.
+EVEN = 0.65
 
 
 def layer_map(reading: str, queries: Tensor, keys: Tensor, heads: int, grid: tuple[int, int]) -> Tensor:
@@ -30,6 +35,16 @@ def layer_map(reading: str, queries: Tensor, keys: Tensor, heads: int, grid: tup
     edge = torch.ones(1, *grid, device=queries.device)
     edge[:, 1:-1, 1:-1] = 0
     return -spread(queries, keys, heads, edge.flatten(1).expand(len(queries), -1)).unflatten(1, grid)
+
+
+def evenness(maps: list[Tensor]) -> Tensor:
+    """(B,): the least share of its attention that a place gives to the border, of the mean share. BORDER's layer maps.
+
+    Standard deviations do not tell whether there is a thing, since what is even deviates as well; this does: without a
+    thing every place attends to the border about alike.
+    """
+    shares = -mean_map(maps).flatten(1)
+    return shares.amin(1) / shares.mean(1)
 
 
 def auto_threshold(maps: Tensor) -> Tensor:

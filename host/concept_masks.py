@@ -6,17 +6,21 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from torch import Tensor
 
-from ..attention.salient_sources import BORDER, READINGS, auto_threshold
+from ..attention.salient_sources import BORDER, EVEN, READINGS, auto_threshold, evenness, joined_map
 from ..guidance.masks import fit_mask
 from ..training.concept import ConceptSettings
 from .gradients import ordinary
-from .saliency import chosen_layers, self_attention_map
-from .salient_masks import AUTO_LAYER, salient_masks
+from .saliency import chosen_layers, self_attention_layers
+from .salient_masks import AUTO_LAYER, require_any, salient_masks
 from .unet_blocks import BlockKey
 
 MASK_SOURCES = ("auto", *READINGS, "masks")
 # Where a picture's saliency is looked at before training.
 TIMESTEPS = (500, 300, 100)
+NOTHING = (
+    "has no salient part that the model tells from its surroundings. Connect masks, or set a threshold, such as 1, to "
+    "learn from it all the same."
+)
 
 
 def with_source(settings: ConceptSettings, masks: Tensor | None) -> ConceptSettings:
@@ -59,12 +63,14 @@ def legible_layers(
     Raises ValueError for a picture in which they find nothing salient.
     """
     layers = chosen_layers(model, latents, AUTO_LAYER[reading] if settings.layer == "auto" else settings.layer)
-    maps = [
-        self_attention_map(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, reading)
+    seen = [
+        self_attention_layers(model, conditioning, one, layers, TIMESTEPS, 1, settings.seed, reading)
         for one in latents.split(1)
     ]
-    maps = torch.cat(maps)
+    maps = torch.cat([joined_map(reading, one) for one in seen])
     if not settings.threshold:
+        # A threshold that suits each picture finds something in every one.
+        require_any(torch.cat([evenness(one) for one in seen]) <= EVEN, NOTHING)
         return layers, auto_threshold(maps)
     salient_masks(maps, settings.threshold)
     return layers, torch.full((len(maps),), settings.threshold)

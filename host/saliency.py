@@ -41,6 +41,21 @@ def self_attention_map(
     latent: (1, C, h, w). reading: of READINGS, as joined_map has them. The mean over timesteps and noise draws, and
     then over layers; with RECEIVED its own mean is 1 where the layers share one grid.
     """
+    seen = self_attention_layers(model, conditioning, latent, layers, timesteps, draws, seed, reading)
+    return joined_map(reading, seen)
+
+
+def self_attention_layers(
+    model: ModelPatcher,
+    conditioning: list,
+    latent: Tensor,
+    layers: list[BlockKey],
+    timesteps: list[float],
+    draws: int = 1,
+    seed: int = 0,
+    reading: str = RECEIVED,
+) -> list[Tensor]:
+    """The same before the layers are joined: of each layer layer_map's (1, h_i, w_i)."""
     sums: dict[BlockKey, Tensor] = {}
     passes = 0
 
@@ -56,7 +71,7 @@ def self_attention_map(
                 passes += 1
     if not sums:
         raise ValueError(BLIND)
-    return require_numbers(joined_map(reading, [total / passes for total in sums.values()]))
+    return [require_numbers(total / passes) for total in sums.values()]
 
 
 def word_maps(

@@ -12,6 +12,7 @@ from inlay.attention.salient_sources import (
     READINGS,
     RECEIVED,
     auto_threshold,
+    evenness,
     joined_map,
     layer_map,
 )
@@ -205,3 +206,11 @@ def test_the_automatic_threshold_finds_small_things_and_close_ups(side):
     assert (least == AUTO_THRESHOLD) == (side < 8)
     # What it is there for: of the close-ups one threshold for all misses most.
     assert ((found >= AUTO_THRESHOLD).sum() < 0.7 * thing.sum()) == (side > 9)
+
+
+def test_evenness_is_the_least_share_of_the_mean_one():
+    fine = torch.full((2, 4, 4), -0.4)
+    fine[0, 1:3, 1:3] = -0.1
+    coarse = torch.full((2, 2, 2), -0.4)
+    # By hand, of the first picture: (.1 + .4) / 2 over ((12 * .4 + 4 * .1) / 16 + .4) / 2.
+    torch.testing.assert_close(evenness([fine, coarse]), torch.tensor([0.25 / 0.3625, 1.0]))

@@ -4,13 +4,18 @@ from dataclasses import asdict
 
 import pytest
 import torch
+from inlay.attention import salient_sources
+from inlay.demo.training.pictures import SEEDS, training_set
 from inlay.host import concept_masks
 from inlay.host.concept_loop import ConceptLoop
 from inlay.host.concept_masks import MASK_SOURCES, with_source
+from inlay.host.demo_world import load_demo_models
+from inlay.host.inversion import empty_conditioning
+from inlay.host.pictures import encode_picture
 from inlay.nodes.train_concept import TrainConcept
 from inlay.training.concept import ConceptSettings
 
-from .train_concept_setup import IMAGES, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
+from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_random_weights, saved  # noqa: F401
 
 BORDER = "attention to the border"
 LARGE = torch.rand(1, 72, 88, 3, generator=torch.Generator().manual_seed(1))
@@ -47,6 +52,38 @@ def test_masks_are_used_whatever_source_is_named(learn, source):
     assert not torch.equal(told.mask, learn(mask_source=source).mask)
     with pytest.raises(ValueError, match="^The mask excludes everything"):
         learn(masks=torch.zeros_like(masks), mask_source=source)
+
+
+def test_auto_says_which_picture_has_no_salient_part(learn, folder, monkeypatch):
+    seen = iter([0.5, 0.7] * 2)
+    monkeypatch.setattr(concept_masks, "EVEN", 0.65)
+    monkeypatch.setattr(concept_masks, "evenness", lambda maps: torch.tensor([next(seen)]))
+    words = "has no salient part that the model tells from its surroundings. Connect masks, or set a threshold"
+    with pytest.raises(ValueError, match=f"^Picture 2 of 2 {words}"):
+        learn(images=PAIR)
+    assert not list(folder.rglob("*.safetensors"))
+    for way_out in ({"threshold": 1.0}, {"masks": torch.ones(PAIR.shape[:3])}, {"mask_source": BORDER}):
+        learn(images=PAIR, **way_out)
+    learn()
+    with pytest.raises(ValueError, match=f"^The picture {words}"):
+        learn()
+
+
+def test_the_demo_model_tells_empty_scenes_from_those_with_a_thing(monkeypatch):
+    monkeypatch.setattr(concept_masks, "EVEN", salient_sources.EVEN)
+    models = load_demo_models("text")
+    seeds = [SEEDS["tuning"] + number for number in range(4)]
+    settings = with_source(ConceptSettings(), None)
+    for empty in (0.0, 1.0):
+        pictures = training_set(seeds, subject_share=0.0, empty_share=empty).pictures.image
+        latents = encode_picture(models.vae, pictures)
+        job = models.model, empty_conditioning(models.model), latents, settings, settings.mask_source
+        if empty:
+            for number in range(4):
+                with pytest.raises(ValueError, match="^The picture has no salient part that the model tells"):
+                    concept_masks.legible_layers(*job[:2], latents[number : number + 1], *job[3:])
+        else:
+            assert len(concept_masks.legible_layers(*job)[1]) == 4
 
 
 def test_the_nodes_defaults_are_the_settings_own():
