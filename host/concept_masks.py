@@ -1,5 +1,6 @@
 """What the saliency focus takes for salient: the user's masks, or the model's own attention."""
 
+import logging
 from dataclasses import replace
 
 import torch
@@ -11,16 +12,14 @@ from ..guidance.masks import fit_mask
 from ..training.concept import ConceptSettings
 from .gradients import ordinary
 from .saliency import chosen_layers, self_attention_layers
-from .salient_masks import AUTO_LAYER, require_any, salient_masks
+from .salient_masks import AUTO_LAYER, salient_masks
 from .unet_blocks import BlockKey
+
+logger = logging.getLogger("inlay")
 
 MASK_SOURCES = ("auto", *READINGS, "masks")
 # Where a picture's saliency is looked at before training.
 TIMESTEPS = (500, 300, 100)
-NOTHING = (
-    "has no salient part that the model tells from its surroundings. Connect masks, or set a threshold, such as 1, to "
-    "learn from it all the same."
-)
 
 
 def with_source(settings: ConceptSettings, masks: Tensor | None) -> ConceptSettings:
@@ -70,7 +69,10 @@ def legible_layers(
     maps = torch.cat([joined_map(reading, one) for one in seen])
     if not settings.threshold:
         # A threshold that suits each picture finds something in every one.
-        require_any(torch.cat([evenness(one) for one in seen]) <= EVEN, NOTHING)
+        for number, one in enumerate(seen, 1):
+            if bool(evenness(one) > EVEN):
+                which = "The picture" if len(seen) == 1 else f"Picture {number} of {len(seen)}"
+                logger.warning("%s seems to have no salient part. Look at the output mask, or connect masks.", which)
         return layers, auto_threshold(maps)
     salient_masks(maps, settings.threshold)
     return layers, torch.full((len(maps),), settings.threshold)

@@ -74,7 +74,7 @@ def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: 
     largest: keeps the largest connected part. Raises ValueError for a picture with no salient part.
     """
     mask = (scores >= threshold).float()
-    require_any(
+    _require_any(
         mask,
         f"has no salient part above the threshold {threshold:g}. Lower the threshold, or choose another source or "
         "layer.",
@@ -82,13 +82,13 @@ def salient_masks(scores: Tensor, threshold: float, clean_up: int = 0, largest: 
     if clean_up:
         mask = dilate(erode(mask, clean_up), clean_up)
         mask = erode(dilate(mask, clean_up), clean_up)
-        require_any(mask, f"has no salient part that a clean-up of {clean_up} pixels leaves. Lower clean_up.")
+        _require_any(mask, f"has no salient part that a clean-up of {clean_up} pixels leaves. Lower clean_up.")
     if largest:
         mask = torch.stack([largest_component(one > 0) for one in mask]).float()
     return mask, soften(scores, threshold)
 
 
-def require_any(masks: Tensor, else_it: str, name: str = "picture") -> None:
+def _require_any(masks: Tensor, else_it: str, name: str = "picture") -> None:
     """Raises ValueError, "The picture" and what it has not, for the first of the masks (B, ...) that holds nothing."""
     for number, mask in enumerate(masks, 1):
         if not mask.any():
@@ -107,5 +107,5 @@ def given_masks(mask: Tensor | None, image: Tensor) -> tuple[Tensor, Tensor]:
     if len(soft) not in (1, len(image)):
         raise ValueError(f"There are {len(soft)} masks for {len(image)} pictures. Give one mask, or one per picture.")
     found = (soft >= 0.5).float()
-    require_any(found, "holds nothing of a half or more. Paint the salient part white.", "mask")
+    _require_any(found, "holds nothing of a half or more. Paint the salient part white.", "mask")
     return found.expand(len(image), -1, -1), soft.expand(len(image), -1, -1)

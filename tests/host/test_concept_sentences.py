@@ -11,7 +11,7 @@ from inlay.host.concept_text import ConceptText
 
 from nodes import CLIPTextEncode
 
-from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_random_weights, saved  # noqa: F401
+from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
 
 TEMPLATE = "a photo of {} on a beach\nan oil painting of a {}"
 

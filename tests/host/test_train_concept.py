@@ -25,7 +25,7 @@ from .train_concept_setup import (  # noqa: F401
     WIDTH,
     fixture_folder,
     fixture_learn,
-    fixture_random_weights,
+    fixture_short_samples,
     saved,
 )
 

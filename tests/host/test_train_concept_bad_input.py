@@ -10,7 +10,7 @@ from inlay.host import concept_loop
 from inlay.host import demo_models as build
 from inlay.host.embedding_files import embedding_name, require_alone
 
-from .train_concept_setup import HEIGHT, PAIR, WIDTH, fixture_folder, fixture_learn, fixture_random_weights  # noqa: F401
+from .train_concept_setup import HEIGHT, PAIR, WIDTH, fixture_folder, fixture_learn, fixture_short_samples  # noqa: F401
 
 REFUSED = {
     "There is no reference image": {"images": PAIR[:0]},

@@ -13,7 +13,7 @@ import folder_paths
 import pytest
 import torch
 from comfy.model_base import ModelType
-from inlay.host import concept_loop, concept_masks, concept_preview
+from inlay.host import concept_loop, concept_preview
 from inlay.host import demo_models as build
 from inlay.host.concept_training import learn_concept
 from inlay.training.concept import ConceptSettings
@@ -23,10 +23,8 @@ QUICK = {"steps": 2, "accumulation": 1, "tokens": 3, "preview_every": 0}
 
 
 @pytest.fixture(autouse=True)
-def random_weights(monkeypatch):
-    """Samples are short, and a model that attends to everything alike is told to find something."""
+def short_samples(monkeypatch):
     monkeypatch.setattr(concept_preview, "PREVIEW_STEPS", 1)
-    monkeypatch.setattr(concept_masks, "EVEN", 1.0)
 
 
 @pytest.fixture

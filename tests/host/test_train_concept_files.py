@@ -12,7 +12,7 @@ import torch
 from inlay.host import concept_examples, concept_loop, concept_training
 from inlay.host import demo_models as build
 
-from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_random_weights, saved  # noqa: F401
+from .train_concept_setup import IMAGES, PAIR, fixture_folder, fixture_learn, fixture_short_samples, saved  # noqa: F401
 
 
 def test_a_stock_prompt_loads_the_file_without_a_word_and_gives_the_conditioning(learn, tiny, folder, caplog):

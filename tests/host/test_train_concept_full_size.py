@@ -10,7 +10,7 @@ import torch
 from comfy.sd1_clip import SD1ClipModel, SD1Tokenizer
 
 from ..full_size import sd15, sd21_v, sdxl
-from .test_train_concept_families import folder, learn, narrow_clip, random_weights, same_as_stock  # noqa: F401
+from .test_train_concept_families import folder, learn, narrow_clip, same_as_stock, short_samples  # noqa: F401
 
 pytestmark = pytest.mark.full_size
 

@@ -4,7 +4,7 @@ import comfy.utils
 import folder_paths
 import pytest
 import torch
-from inlay.host import concept_masks, concept_preview
+from inlay.host import concept_preview
 from inlay.host.concept_training import learn_concept
 from inlay.training.concept import ConceptSettings
 
@@ -14,11 +14,9 @@ IMAGES = PAIR[:1]
 QUICK = {"steps": 2, "accumulation": 1, "tokens": 3, "preview_every": 0}
 
 
-@pytest.fixture(name="random_weights", autouse=True)
-def fixture_random_weights(monkeypatch):
-    """Samples are short, and a model that attends to everything alike is told to find something."""
+@pytest.fixture(name="short_samples", autouse=True)
+def fixture_short_samples(monkeypatch):
     monkeypatch.setattr(concept_preview, "PREVIEW_STEPS", 1)
-    monkeypatch.setattr(concept_masks, "EVEN", 1.0)
 
 
 @pytest.fixture(name="folder")
