@@ -18,11 +18,11 @@ BORDER = "attention to the border"
 READINGS = (RECEIVED, CALIBRATED, BORDER)
 # Of attention to the border, in the shipped workflows, as chosen on the demo world's tuning seeds.
 AUTO_THRESHOLD = 1.25
-# Of `evenness`: a picture above it seems to have no salient part, which is worth a warning and no more, since no other
-# models were tried. Chosen on 64 tuning scenes of the demo world, 192 close-ups of them and 146 pictures without a thing,
-# and tried on as many others under another text, in brackets: above it lie .8 % (.8 %) of scenes and close-ups, all
-# (95 %) of 64 empty scenes, 52 % (64 %) of 42 plain colours and gradients, and none of 24 pictures of strong noise, in
-# which the model sees a thing.
+# Of `evenness`: a picture above it seems to have no salient part, which is worth a warning and no more, since no
+# other models were tried. Chosen on 64 tuning scenes of the demo world, 192 close-ups of them and 146 pictures
+# without a thing, and tried on as many others under another text, in brackets: above it lie .8 % (.8 %) of scenes and
+# close-ups, all (95 %) of 64 empty scenes, 52 % (64 %) of 42 plain colours and gradients, and none of 24 pictures of
+# strong noise, in which the model sees a thing.
 EVEN = 0.65
 
 
