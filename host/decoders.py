@@ -1,5 +1,6 @@
 """Latents to pictures with a gradient: no clamp, no rounding, no silent tiling."""
 
+import logging
 from collections.abc import Callable, Sequence
 
 import comfy.latent_formats
@@ -12,12 +13,20 @@ import torch
 from torch import Tensor
 
 from .gradients import static_patcher
+from .safe_files import SAFE, read_whole
 
 # Kept for backward against what the host reserves to decode: counted 2.6 for SD's VAE; the rest is for the way back.
 _VAE_FACTOR = 3
 # The small decoder, fp32: counted 2200 a pixel.
 _TAESD_BYTES = 2600 * 64
 _TAESD_MULTIPLE = 8
+_PICKLED = (
+    "models/vae_approx/%s is pickled and is not opened, so the full decoder is used, which is slower. Put "
+    "%s.safetensors there, which the TAESD project publishes too (madebyollin on Hugging Face)."
+)
+_REPLACE = "Put the TAESD project's file in its place, or remove it: the full decoder is used then."
+
+logger = logging.getLogger("inlay")
 
 
 class Decoder:
@@ -72,14 +81,28 @@ def require_fit(vae: comfy.sd.VAE | None, latent_format: comfy.latent_formats.La
 
 
 def approximate_decoder(latent_format: comfy.latent_formats.LatentFormat) -> Decoder | None:
-    """The small decoder that the host previews with, from models/vae_approx; None where there is none."""
-    name = latent_format.taesd_decoder_name
-    files = [file for file in folder_paths.get_filename_list("vae_approx") if name and file.startswith(name)]
-    if not files or latent_format.latent_channels not in (4, 16):
+    """The small decoder that the host previews with, from safetensors in models/vae_approx; None where there is none.
+
+    Raises ValueError for a file that is damaged or of another network.
+    """
+    name, channels = latent_format.taesd_decoder_name, latent_format.latent_channels
+    if not name or channels not in (4, 16):
         return None
-    path = folder_paths.get_full_path_or_raise("vae_approx", files[0])
+    files = [file for file in folder_paths.get_filename_list("vae_approx") if file.startswith(name)]
+    safe = [file for file in files if file.lower().endswith(SAFE)]
+    if not safe:
+        if files:
+            logger.warning(_PICKLED, files[0], name)
+        return None
+    weights, _ = read_whole(folder_paths.get_full_path_or_raise("vae_approx", safe[0]), _REPLACE)
     with torch.inference_mode(False):
-        net = comfy.taesd.taesd.TAESD(None, path, latent_channels=latent_format.latent_channels)
+        net = comfy.taesd.taesd.TAESD(latent_channels=channels)
+        try:
+            net.taesd_decoder.load_state_dict(weights)
+        except RuntimeError as error:
+            raise ValueError(
+                f'The file "{safe[0]}" is of another network than the small decoder. {_REPLACE}'
+            ) from error
         net.requires_grad_(False)
     return decoder_of_taesd(net)
 

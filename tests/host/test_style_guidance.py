@@ -10,6 +10,7 @@ from inlay.host.style_guidance_patch import StyleOptions
 from inlay.nodes.clip_guidance import ClipGuidance
 from inlay.nodes.region import RegionGuidance
 from inlay.nodes.style_guidance import StyleGuidance
+from safetensors.torch import save_file
 
 from .gradient_guidance_setup import MASK, SIZE, count_forwards, find_loss, fixture_loaded, fixture_run, predictions  # noqa: F401
 from .style_guidance_setup import MODES, STYLE, execute
@@ -138,23 +139,57 @@ def test_candidates_do_not_depend_on_their_chunk(loaded, encode):
     assert not torch.equal(together[0], together[1])
 
 
-def test_the_small_decoder_in_fast_and_one_vae_in_exact(loaded, run, tmp_path, monkeypatch):
+@pytest.fixture
+def vae_approx(tmp_path, monkeypatch):
+    """An empty folder for small decoders, of whatever kinds of files the host lists."""
     import folder_paths
+
+    _, kinds = folder_paths.folder_names_and_paths["vae_approx"]
+    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], kinds))
+    monkeypatch.setattr(folder_paths, "filename_list_cache", {})
+    return tmp_path
+
+
+def test_the_small_decoder_in_fast_and_one_vae_in_exact(loaded, run, vae_approx):
     from comfy.taesd.taesd import TAESD
-    from safetensors.torch import save_file
 
     torch.manual_seed(0)
-    save_file(TAESD().taesd_decoder.state_dict(), tmp_path / "taesd_decoder.safetensors")
-    monkeypatch.setitem(folder_paths.folder_names_and_paths, "vae_approx", ([str(tmp_path)], {".safetensors"}))
-    folder_paths.filename_list_cache.pop("vae_approx", None)
-    try:
-        guided, exact = execute(loaded), execute(loaded, mode="exact")
-    finally:
-        folder_paths.filename_list_cache.pop("vae_approx", None)
+    # Sorted first, and what models/vae_approx asks for in its own name.
+    torch.save({}, vae_approx / "taesd_decoder.pth")
+    save_file(TAESD().taesd_decoder.state_dict(), vae_approx / "taesd_decoder.safetensors")
+    guided, exact = execute(loaded), execute(loaded, mode="exact")
     assert isinstance(find_loss(guided).decoder.patcher.model, TAESD)
     (fast_nets,), (exact_nets,) = guided.additional_models.values(), exact.additional_models.values()
     assert len(fast_nets) == 2 and [net.model for net in exact_nets] == [loaded.vae.first_stage_model]
     assert run(guided, steps=1).isfinite().all()
+
+
+def test_a_pickled_small_decoder_is_not_opened(loaded, vae_approx, caplog):
+    import folder_paths
+    from comfy.taesd.taesd import TAESD
+
+    def said():
+        caplog.clear()
+        assert not isinstance(find_loss(execute(loaded)).decoder.patcher.model, TAESD)
+        return [record.getMessage() for record in caplog.records if record.name == "inlay"]
+
+    (vae_approx / "another_decoder.pth").write_bytes(b"not even a pickle")
+    assert said() == []
+    (vae_approx / "another_decoder.pth").rename(vae_approx / "taesd_decoder.pth")
+    folder_paths.filename_list_cache.clear()
+    (line,) = said()
+    assert line.startswith("models/vae_approx/taesd_decoder.pth is pickled and is not opened, so the full decoder is")
+    assert "Put taesd_decoder.safetensors there" in line
+
+
+def test_a_small_decoder_that_is_damaged_or_of_another_network_says_so(loaded, vae_approx):
+    path, remedy = vae_approx / "taesd_decoder.safetensors", "Put the TAESD project's file in its place, or remove it"
+    path.write_bytes(b"cut short")
+    with pytest.raises(ValueError, match=f'^The file "taesd_decoder.safetensors" is damaged. {remedy}'):
+        execute(loaded)
+    save_file({"weight": torch.zeros(2)}, path)
+    with pytest.raises(ValueError, match=f'^The file "taesd_decoder.safetensors" is of another network .*{remedy}'):
+        execute(loaded)
 
 
 def test_bad_input_says_so(loaded):
