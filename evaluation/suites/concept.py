@@ -7,10 +7,11 @@ with room around the subject, and what is in the mask is compared with the subje
 Each is learned in a sentence that names the reference's style and background, and painted in one that names the
 place's. The rows "alone in its text" are the paper's: the concept is all that its prompts say.
 
-Saliency focus comes with each source of its mask: the paper's, the calibrated one, attention to the border, that of the
-word `thing`, and the true mask as the ceiling. Attention to the border is set as in the shipped workflow; the claims
-are about that row. Layers and thresholds of the others but the paper's are chosen on tuning seeds as in the suite
-`saliency`, with the same weights. A run with --tuning shows other learning rates as well.
+Saliency focus comes with each source of its mask: the paper's, the calibrated one, attention to the border, that of
+the word `thing`, and the true mask as the ceiling. Attention to the border is set as in the shipped workflow; the
+claims are about that row, that of the leak alone in its text. Layers and thresholds of the others but the paper's are
+chosen on tuning seeds as in the suite `saliency`, with the same weights. A run with --tuning shows other learning
+rates as well.
 """
 
 from dataclasses import dataclass, replace
@@ -175,6 +176,7 @@ def _bounds(world: World, task: Task) -> dict[str, Tensor]:
 
 
 LAST = STEPS[-1]
+BARE_MULTI, BARE_SHIPPED = (at(f"{name}{BARE}", LAST) for name in ("multi", SHIPPED))
 CLAIMS: tuple[Claim, ...] = (
     EachAbove(
         "focus-over-latent",
@@ -188,17 +190,19 @@ CLAIMS: tuple[Claim, ...] = (
     ),
     EachAbove(
         "focus-leaks-less",
-        "Judge, probability that what was painted stands before the reference's background, after equal steps: "
-        "multi-token inversion above saliency focus (as shipped), which is at most 0.02 less like the subject",
+        "Judge, probability that what was painted stands before the reference's background, after equal steps, alone "
+        "in its text as in the paper (told of in a sentence, it hardly ever does): multi-token inversion above "
+        "saliency focus (as shipped), which is at most 0.02 less like the subject",
         (
-            Above("", "leak", at("multi", LAST), at(SHIPPED, LAST), "background of the reference", needed=24),
-            NotBelow("", "likeness", at(SHIPPED, LAST), at("multi", LAST), "judge subject", margin=0.02, needed=24),
+            Above("", "leak", BARE_MULTI, BARE_SHIPPED, "background of the reference", needed=24),
+            NotBelow("", "likeness", BARE_SHIPPED, BARE_MULTI, "judge subject", margin=0.02, needed=24),
         ),
     ),
 )
 CONTRASTS = (
     *((at(SHIPPED, 150), at(name, LAST)) for name in BASELINES),
     *((at(name, LAST), at("multi", LAST)) for name in (*FOCI, *ALONE, "latent", "pixel")),
+    (BARE_SHIPPED, BARE_MULTI),
     (at(SHIPPED, LAST), at(FOCUS, LAST)),
     (at(TRUE_MASK, LAST), at(SHIPPED, LAST)),
 )
