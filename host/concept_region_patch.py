@@ -95,10 +95,10 @@ def on_latent(
     Less than a cell off, as in `fit_to_latent`: such a picture was padded or cropped, and not resized.
     """
     whole = latent[0] * CELL, latent[1] * CELL
-    above, left = size[0] - whole[0], size[1] - whole[1]
-    if max(abs(above), abs(left)) >= CELL:
+    surplus = [pixels - kept for pixels, kept in zip(size, whole, strict=True)]
+    if max(map(abs, surplus)) >= CELL:
         return list(boxes), size
-    top, left = max(above, 0) // 2, max(left, 0) // 2
+    top, left = (max(pixels, 0) // 2 for pixels in surplus)
     return [{**box, "x": box["x"] - left, "y": box["y"] - top} for box in boxes], whole
 
 

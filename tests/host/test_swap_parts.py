@@ -94,41 +94,24 @@ def test_memory_that_holds_no_picture_is_an_error(swap, monkeypatch):
         swap()
 
 
-def test_cancel_in_the_second_part_keeps_the_first(swap, pictures, monkeypatch, one_at_a_time):
+@pytest.mark.parametrize(("press_at", "moved"), [(2, 1), (4, 2)])
+def test_cancel_keeps_the_pictures_that_moved(swap, pictures, monkeypatch, one_at_a_time, press_at, moved):
     kept, calls, real = [], [], swap_run.Forward.noises
 
-    def press_cancel_at_the_fourth(self, *args):
+    def press_cancel(self, *args):
         calls.append(1)
-        if len(calls) == 4:
+        if len(calls) == press_at:
             comfy.model_management.interrupt_current_processing()
         return real(self, *args)
 
     monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
-    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel_at_the_fourth)
-    whole = None
-    with pytest.raises(comfy.model_management.InterruptProcessingException):
-        whole = swap()
-    assert whole is None and one_at_a_time[0][:2] == (2, 2)
-    ((images, _, done, total),) = kept
-    assert done in (3, 4) and total == 4
-    assert all((images[row] != pictures[row]).any() for row in range(2))
-
-
-def test_cancel_in_the_first_part_keeps_only_what_moved(swap, pictures, monkeypatch, one_at_a_time):
-    kept, calls, real = [], [], swap_run.Forward.noises
-
-    def press_cancel_at_the_second(self, *args):
-        calls.append(1)
-        if len(calls) == 2:
-            comfy.model_management.interrupt_current_processing()
-        return real(self, *args)
-
-    monkeypatch.setattr(swap_module, "keep_pictures", lambda *args: kept.append(args))
-    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel_at_the_second)
+    monkeypatch.setattr(swap_run.Forward, "noises", press_cancel)
     with pytest.raises(comfy.model_management.InterruptProcessingException):
         swap()
-    ((images, *_),) = kept
-    assert len(images) == 1 and (images[0] != pictures[0]).any()
+    assert one_at_a_time[0][:2] == (2, 2)
+    ((images, _, done, total),) = kept
+    assert done in (press_at - 1, press_at) and total == 4 and len(images) == moved
+    assert all((images[row] != pictures[row]).any() for row in range(moved))
 
 
 @pytest.mark.parametrize("method", ["instantswap", "dds"])
