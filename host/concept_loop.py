@@ -14,22 +14,20 @@ from PIL import Image
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..attention.saliency import resize_map
-from ..attention.salient_sources import joined_map, layer_map
 from ..training.concept import ConceptSettings, ConceptTraining, Texts, Vectors
 from ..training.objectives import Estimate, objective_loss
 from .activations import backward_factor
-from .attention_capture import Seen, watch_attention
+from .attention_capture import watch_attention
 from .concept_examples import Examples, draw_step
 from .concept_material import Material
 from .concept_preview import as_preview, draw_panel, draw_sample
+from .concept_saliency import ConceptSaliency
 from .contrast import with_backward
 from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
 from .models import prediction_kind, trained_levels
 from .out_of_memory import is_out_of_memory
 from .recompute import recompute_blocks
-from .saliency import BLIND, on_picture
 from .together import examples_together
 
 logger = logging.getLogger("inlay")
@@ -51,11 +49,7 @@ class ConceptLoop:
     ) -> None:
         self.material, self.settings, self.training, self.after_step = material, settings, training, after_step
         self.prediction = prediction_kind(material.model)
-        views, count, _, *grid = material.latents.shape
-        # The masks used so far, summed, and how many they were, per view and picture.
-        self.masks, self.uses = torch.zeros(views, count, *grid), torch.zeros(views, count)
-        self.seen: list[Tensor] = []
-        self.pending: list[tuple[int, int, Tensor]] = []
+        self.saliency = ConceptSaliency(material, settings.map_average)
 
     def run(self, sampled: bool = True) -> Tensor:
         """Trains up to the job's steps and returns a latent as VAE.decode takes it: a sample, or a reference."""
@@ -75,7 +69,7 @@ class ConceptLoop:
         wanted = settings.accumulation
         self.at_once = settings.at_once or examples_together(material.model, latent, wanted, decoded)
         if material.layers:
-            model = watch_attention(model, material.layers, self._see, "self", rows=None)
+            model = watch_attention(model, material.layers, self.saliency.see, "self", rows=None)
         guider = comfy.samplers.CFGGuider(model)
         guider.inner_set_conds({"positive": material.conditioning})
 
@@ -93,30 +87,16 @@ class ConceptLoop:
         sampler = comfy.samplers.KSAMPLER(visit)
         return guider.sample(torch.zeros_like(rows), rows, sampler, schedule, disable_pbar=True, seed=settings.seed)
 
-    def used_mask(self) -> Tensor:
-        """(P, H, W): the masks used so far, averaged, at the pictures' own pixels; ones where there are none."""
-        (height, width), vae = self.material.images.shape[1:3], self.material.vae
-        if self.material.objective.extra != "focus":
-            return torch.ones(len(self.material.images), height, width)
-        if self.material.masks is not None:
-            views, uses = self.material.masks[:1, :, 0], torch.ones(1, len(self.material.images))
-        else:
-            views, uses = self.masks, self.uses
-        multiple = vae.spacial_compression_encode()
-        views = [on_picture(masks, height, width, multiple) for masks in views]
-        total = sum(view.flip(2) if number else view for number, view in enumerate(views))
-        return total / uses.sum(0).clamp_min(1)[:, None, None]
-
     def panel(self, sample: Tensor | None = None) -> Tensor:
         """The first picture, the same under its mask, and a sample, if any."""
-        return draw_panel(self.material.images[:1], self.used_mask()[:1], sample)
+        return draw_panel(self.material.images[:1], self.saliency.used()[:1], sample)
 
     def state(self) -> dict[str, Tensor]:
-        return {**self.training.state(), "masks": self.masks, "uses": self.uses}
+        return {**self.training.state(), **self.saliency.state()}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.training.load_state(state)
-        self.masks, self.uses = state["masks"], state["uses"]
+        self.saliency.load_state(state)
 
     def _train(self, guider: Any, model_options: dict) -> None:
         material, settings, training = self.material, self.settings, self.training
@@ -130,9 +110,8 @@ class ConceptLoop:
         with tqdm(total=settings.steps, initial=training.done, desc="Train Concept") as shown:
             while training.done < settings.steps:
                 loss = self._step()
-                for view, picture, mask in self.pending if math.isfinite(loss) else ():
-                    self.masks[view, picture] += mask
-                    self.uses[view, picture] += 1
+                if math.isfinite(loss):
+                    self.saliency.end()
                 if self.after_step is not None:
                     self.after_step(training.done, training.vectors)
                 shown.update()
@@ -151,7 +130,7 @@ class ConceptLoop:
             return text.encode(vectors, examples.lines)
 
         while True:
-            self.pending.clear()
+            self.saliency.begin()
             try:
                 return self.training.step(encode, partial(self._loss, examples), self.at_once)
             except Exception as error:
@@ -180,7 +159,7 @@ class ConceptLoop:
             self.material.objective,
             Estimate(denoised, clean, sigma, self.prediction),
             settings.weight,
-            lambda: self._saliency(views, chosen),
+            lambda: self.saliency.of(views, chosen).to(self.device),
             lambda latent: (self.decoder(latent).to(latent), self.material.pixels[views, chosen].to(latent)),
             settings.snr_cap,
             settings.norm,
@@ -188,7 +167,7 @@ class ConceptLoop:
 
     def _denoise(self, texts: Texts, noised: Tensor, sigma: Tensor) -> Tensor:
         """The model's clean latent (B, C, h, w), fp32. texts: the conditioning, and a pooled output if any."""
-        self.seen.clear()
+        self.saliency.seen.clear()
         cond = {**self.cond, "cross_attn": texts[0]}
         if len(texts) > 1:
             cond["pooled_output"] = texts[1]
@@ -199,26 +178,10 @@ class ConceptLoop:
         self.options["transformer_options"]["sample_sigmas"] = torch.cat([sigma[:1], torch.zeros_like(sigma[:1])])
         return comfy.samplers.calc_cond_batch(self.network, [conds], noised, sigma, self.options)[0]
 
-    def _see(self, seen: Seen) -> None:
-        self.seen.append(layer_map(self.material.reading, seen.queries, seen.keys, seen.heads, seen.grid))
-
-    def _saliency(self, views: list[int], pictures: list[int]) -> Tensor:
-        """S, (n, 1, h, w): of the forward just made, or the user's masks."""
-        if self.material.masks is not None:
-            masks = self.material.masks[views, pictures]
-        else:
-            if not self.seen:
-                raise ValueError(BLIND)
-            salient = resize_map(joined_map(self.material.reading, self.seen), *self.clean.shape[-2:])
-            least = self.material.thresholds[pictures].to(salient)
-            masks = (salient >= least[:, None, None]).float()[:, None]
-        self.pending += zip(views, pictures, masks[:, 0].cpu(), strict=True)
-        return masks.to(self.device)
-
     @torch.no_grad()
     def _sample(self) -> Tensor:
         """A picture of the concept, in the sampler's space."""
-        self.seen.clear()
+        self.saliency.seen.clear()
         given, empty = (
             [text for text in self.material.text.encode(vectors, [0]) if text is not None]
             for vectors in (self.training.vectors, None)

@@ -11,7 +11,7 @@ from ..attention.boxes import Box
 from ..attention.concept_region import cell_mask, insert_concept, mask_boxes, single_boxes
 from ..guidance.masks import fit_mask
 from .area_conds import PLACES, add_places
-from .regions import CELL
+from .regions import CELL, whole_cells
 from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid_of, require_unet
 
 OUTSIDES = ("ca", "raw")
@@ -92,14 +92,14 @@ def on_latent(
 ) -> tuple[list[Box], tuple[int, int]]:
     """Boxes of a picture of size (H, W) in the pixels of a latent of (h, w) cells, and that size.
 
-    Less than a cell off, as in `fit_to_latent`: such a picture was padded or cropped, and not resized.
+    As they are, with the picture's own size, where it was resized.
     """
-    whole = latent[0] * CELL, latent[1] * CELL
-    surplus = [pixels - kept for pixels, kept in zip(size, whole, strict=True)]
-    if max(map(abs, surplus)) >= CELL:
+    offset = whole_cells(size, latent)
+    if offset is None:
         return list(boxes), size
-    top, left = (max(pixels, 0) // 2 for pixels in surplus)
-    return [{**box, "x": box["x"] - left, "y": box["y"] - top} for box in boxes], whole
+    top, left = offset
+    moved = [{**box, "x": box["x"] - left, "y": box["y"] - top} for box in boxes]
+    return moved, (latent[0] * CELL, latent[1] * CELL)
 
 
 class _Region:

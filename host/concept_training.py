@@ -197,7 +197,7 @@ class _Job:
             spoken(self.said, self.name),
             path,
             self.material.text.conditioning(vectors, self.sentence),
-            resize_map(loop.used_mask(), *self.size),
+            resize_map(loop.saliency.used(), *self.size),
             [loss for loss in self.training.losses if math.isfinite(loss)],
             loop.panel(self._decoded(sample)),
         )

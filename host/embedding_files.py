@@ -13,6 +13,8 @@ from torch import Tensor
 IF_EXISTS = ("number", "overwrite", "error")
 # Whatever the host would load under a name, the first of them that a folder holds.
 _SUFFIXES = ("", ".safetensors", ".pt", ".bin")
+# Of the 255 bytes that file systems allow, what leaves room for numbers and the endings of checkpoints.
+_LONGEST = 180
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
@@ -30,6 +32,8 @@ def embedding_name(name: str, if_exists: str) -> str:
             f'The name "{name}" cannot be written in a prompt or as a file. '
             "Use letters, digits, - and _ only, such as my-cat."
         )
+    if len(name.encode()) > _LONGEST:
+        raise ValueError(f"The name has {len(name)} letters, too many for a file. Give a shorter one, such as my-cat.")
     if if_exists == "overwrite" or not _found(name):
         return name
     if if_exists == "error":

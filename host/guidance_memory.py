@@ -19,6 +19,8 @@ _VALUES_KEPT = 20
 _FP32_BYTES = 4
 # Of LPIPS with VGG16, per pixel of the picture: counted 489.
 _PERCEPTUAL_VALUES = 520
+# Of VGG19 as far as style is read from it, per pixel that it sees: counted 382.
+_VGG19_VALUES = 450
 
 
 @dataclass(frozen=True)
@@ -54,6 +56,11 @@ def bytes_once(model: ModelPatcher) -> float:
 def perceptual_bytes(pixels: int) -> float:
     """What LPIPS keeps of one picture."""
     return pixels * _PERCEPTUAL_VALUES * _FP32_BYTES
+
+
+def vgg19_bytes(pixels: int) -> float:
+    """What VGG19 keeps of one picture as it sees it."""
+    return pixels * _VGG19_VALUES * _FP32_BYTES
 
 
 def view_bytes(vision: comfy.clip_vision.ClipVisionModel) -> float:

@@ -211,18 +211,32 @@ class Plan:
         return dict.fromkeys(rows, self._name(last.null_text))
 
 
-def fit_to_latent(mask: Tensor, height: int, width: int) -> Tensor:
-    """The masks (B, H, W) on the pixels of a latent of height x width cells.
+def whole_cells(size: tuple[int, int], latent: tuple[int, int]) -> tuple[int, int] | None:
+    """(top, left): where in a picture of size (H, W) the first of a latent's (h, w) cells lies.
 
-    Sizes less than a cell off are those of a picture that was padded (by us) or cropped (by the host's VAE Encode) to
-    whole cells; others are resized. Raises ValueError for another aspect.
+    Such a picture was padded right and below (by us) or cropped all round (by the host's VAE Encode) to whole cells.
+    None where the sizes are a cell or more apart: it was resized.
     """
-    below, right = height * CELL - mask.shape[1], width * CELL - mask.shape[2]
-    if max(abs(below), abs(right)) >= CELL:
-        return fit_mask(mask, height * CELL, width * CELL)
-    top, left = max(-below, 0) // 2, max(-right, 0) // 2
-    cropped = mask[:, top : top + height * CELL, left : left + width * CELL]
-    return pad(cropped[:, None], (0, max(right, 0), 0, max(below, 0)), mode="reflect")[:, 0]
+    surplus = [pixels - cells * CELL for pixels, cells in zip(size, latent, strict=True)]
+    if max(map(abs, surplus)) >= CELL:
+        return None
+    top, left = (max(pixels, 0) // 2 for pixels in surplus)
+    return top, left
+
+
+def fit_to_latent(mask: Tensor, height: int, width: int) -> Tensor:
+    """The masks (B, H, W) on the pixels of a latent of height x width cells, as `whole_cells` has it, or resized.
+
+    Raises ValueError for another aspect.
+    """
+    offset = whole_cells(tuple(mask.shape[1:]), (height, width))
+    height, width = height * CELL, width * CELL
+    if offset is None:
+        return fit_mask(mask, height, width)
+    top, left = offset
+    cropped = mask[:, top : top + height, left : left + width]
+    below, right = height - cropped.shape[1], width - cropped.shape[2]
+    return pad(cropped[:, None], (0, right, 0, below), mode="reflect")[:, 0]
 
 
 def _crop(mask: Tensor, area: Area) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn.functional import interpolate
 from .clip_pairs import prepare_pictures
 from .feature_nets import IMAGENET_MEAN, IMAGENET_STD, load_features
 from .gradients import differentiable_layers, static_patcher
-from .guidance_memory import view_bytes
+from .guidance_memory import vgg19_bytes, view_bytes
 
 FEATURES = ("vae", "vgg", "clip_vision")
 # relu1_1, relu2_1, relu3_1, relu4_1, relu5_1 in torchvision's `features`.
@@ -26,9 +26,6 @@ _DEPTHS = (0, 1 / 6, 1 / 3, 1 / 2, 2 / 3)
 _LEAST_SIDE = 32
 # Kept for backward against what the host reserves to encode: counted 1.75 for SD's VAE; the rest is for the way back.
 _VAE_FACTOR = 2
-# Of VGG19 as far as it is read, per pixel that it sees: counted 382.
-_VGG19_VALUES = 450
-_FP32_BYTES = 4
 
 
 class Extractor:
@@ -104,7 +101,7 @@ def extractor_of_vgg(features: nn.Sequential, size: int) -> Extractor:
         return maps
 
     def picture_bytes(sides: Sequence[int]) -> float:
-        return math.prod(_fitted(sides, size)) * _VGG19_VALUES * _FP32_BYTES
+        return vgg19_bytes(math.prod(_fitted(sides, size)))
 
     return Extractor(patcher, False, read, picture_bytes)
 

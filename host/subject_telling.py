@@ -84,23 +84,23 @@ def tell_by_texts(teller: Teller, texts: Sequence[str]) -> Condition:
 
 def read_prompts(text: str, photos: int) -> list[str]:
     """One prompt a photo, of one line for all or a line for each. Raises ValueError for another number, or none."""
-    missing = 'There is no prompt. Name the subject by a rare word, such as "a photo of sks couch".'
-    return _one_each(text, photos, missing, "prompts", "photos")
+    if not text.strip():
+        raise ValueError('There is no prompt. Name the subject by a rare word, such as "a photo of sks couch".')
+    return _one_each(text, photos, "prompts for {} photos")
 
 
 def read_class_prompts(text: str, pictures: int) -> list[str]:
     """The same of the class pictures."""
-    missing = (
-        'There is no class_prompt. Say what the class images show without the rare word, such as "a photo of a couch", '
-        "or disconnect them."
-    )
-    return _one_each(text, pictures, missing, "class prompts", "class images")
+    if not text.strip():
+        raise ValueError(
+            "There is no class_prompt. Say what the class images show without the rare word, such as "
+            '"a photo of a couch", or disconnect them.'
+        )
+    return _one_each(text, pictures, "class prompts for {} class images")
 
 
-def _one_each(text: str, count: int, missing: str, lines_name: str, name: str) -> list[str]:
+def _one_each(text: str, count: int, what: str) -> list[str]:
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-        raise ValueError(missing)
     if len(lines) not in (1, count):
-        raise ValueError(f"There are {len(lines)} {lines_name} for {count} {name}. Give one line, or one for each.")
+        raise ValueError(f"There are {len(lines)} {what.format(count)}. Give one line, or one for each.")
     return lines * count if len(lines) == 1 else lines

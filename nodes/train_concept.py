@@ -211,6 +211,17 @@ class TrainConcept(io.ComfyNode):
                     tooltip="Longer side in pixels to which larger pictures and their masks are scaled down; smaller "
                     "ones stay. 512 for SD1.x, 1024 for SDXL. 0: every size as it is.",
                 ),
+                io.Float.Input(
+                    "map_average",
+                    default=0.0,
+                    min=0.0,
+                    max=0.99,
+                    step=0.01,
+                    optional=True,
+                    advanced=True,
+                    tooltip="What each new map leaves of the average of those before: 0.9 steadies maps of noisy "
+                    "pictures. 0: each noised picture's own map.",
+                ),
             ],
             outputs=[
                 io.String.Output(

@@ -73,7 +73,7 @@ class ConceptSettings:
     no masks are given; auto is the attention to the border. threshold: gamma, 0 for what suits each picture (auto) or 1
     (the other sources). precision: of the UNet. at_once: examples in one forward, 0 for as many of a step's as fit.
     preview_every: steps, 0 for none. resolution: of the longer side in pixels, to which larger pictures are scaled
-    down, 0 for any size.
+    down, 0 for any size. map_average: what a map leaves of the running average before it, 0 for maps of their own.
     """
 
     objective: str = "saliency focus"
@@ -98,6 +98,7 @@ class ConceptSettings:
     preview_every: int = 25
     resume: bool = True
     resolution: int = 512
+    map_average: float = 0.0
 
 
 class _NotFinite(ValueError):

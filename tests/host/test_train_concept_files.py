@@ -53,8 +53,11 @@ def interrupt_in(monkeypatch, step):
     return lambda: monkeypatch.setattr(concept_examples, "draw_example", plain)
 
 
-def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_one(learn, folder, monkeypatch):
-    settings = {"steps": 3, "accumulation": 2, "at_once": 1, "images": PAIR}
+@pytest.mark.parametrize("map_average", [0.0, 0.9])
+def test_cancel_keeps_a_checkpoint_from_which_the_result_is_the_uninterrupted_one(
+    learn, folder, monkeypatch, map_average
+):
+    settings = {"steps": 3, "accumulation": 2, "at_once": 1, "images": PAIR, "map_average": map_average}
     whole = learn("whole", **settings)
     release = interrupt_in(monkeypatch, 1)
     shown = []

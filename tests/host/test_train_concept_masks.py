@@ -79,10 +79,20 @@ def test_the_nodes_defaults_are_the_settings_own():
     defaults = {socket.id: socket.default for socket in TrainConcept.define_schema().inputs if socket.id in SETTINGS}
     assert defaults == SETTINGS
     # Saved graphs hold the widgets' values in their order.
-    assert TrainConcept.define_schema().inputs[-1].id == "resolution"
+    assert TrainConcept.define_schema().inputs[-1].id == "map_average"
 
 
 SETTINGS = asdict(ConceptSettings())
+
+
+def test_a_running_average_of_the_maps_changes_the_mask_and_not_what_goes_at_once(learn):
+    settings = {"images": PAIR, "steps": 3, "accumulation": 4, "mask_source": "self-attention"}
+    averaged, single, plain = (
+        learn(map_average=kept, at_once=n, **settings) for kept, n in ((0.9, 4), (0.9, 1), (0, 4))
+    )
+    assert averaged.losses == pytest.approx(single.losses, rel=1e-3)
+    assert torch.allclose(saved(averaged)["clip_l"], saved(single)["clip_l"], atol=1e-5)
+    assert (averaged.mask != single.mask).float().mean() < 0.02 < (averaged.mask != plain.mask).float().mean()
 
 
 @pytest.fixture(name="seen")
