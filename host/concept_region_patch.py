@@ -11,7 +11,7 @@ from ..attention.boxes import Box
 from ..attention.concept_region import cell_mask, insert_concept, mask_boxes, single_boxes
 from ..guidance.masks import fit_mask
 from .area_conds import PLACES, add_places
-from .regions import CELL, whole_cells
+from .regions import CELL, cell_offset
 from .unet_blocks import EXTRA_CALL, add_block_handover, block_of, entries, grid_of, require_unet
 
 OUTSIDES = ("ca", "raw")
@@ -94,7 +94,7 @@ def on_latent(
 
     As they are, with the picture's own size, where it was resized.
     """
-    offset = whole_cells(size, latent)
+    offset = cell_offset(size, latent)
     if offset is None:
         return list(boxes), size
     top, left = offset

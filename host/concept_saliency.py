@@ -10,14 +10,15 @@ from ..attention.salient_sources import joined_map, layer_map
 from .attention_capture import Seen
 from .concept_material import Material
 from .saliency import BLIND, on_picture
+from .unet_blocks import BlockKey
 
-# A layer of those that are read, a view, a picture.
-_Place = tuple[int, int, int]
+# Of a layer, a view, a picture.
+_Place = tuple[BlockKey, int, int]
 
 
 @dataclass
 class _Step:
-    """What counts once the step has come to something. masks: (view, picture, (h, w))."""
+    """What counts once the step has come to something. masks: (view, picture, (h, w)). averages: as they are then."""
 
     masks: list[tuple[int, int, Tensor]] = field(default_factory=list)
     averages: dict[_Place, Tensor] = field(default_factory=dict)
@@ -35,7 +36,7 @@ class ConceptSaliency:
         # The masks used so far, summed, and how many they were, per view and picture.
         self.masks, self.uses = torch.zeros(views, count, *self.grid), torch.zeros(views, count)
         self.averages: dict[_Place, Tensor] = {}
-        self.seen: list[Tensor] = []
+        self.seen: dict[BlockKey, Tensor] = {}
         self.begin()
 
     def begin(self) -> None:
@@ -51,7 +52,7 @@ class ConceptSaliency:
         self.begin()
 
     def see(self, seen: Seen) -> None:
-        self.seen.append(layer_map(self.material.reading, seen.queries, seen.keys, seen.heads, seen.grid))
+        self.seen[seen.layer] = layer_map(self.material.reading, seen.queries, seen.keys, seen.heads, seen.grid)
 
     def of(self, views: list[int], pictures: list[int]) -> Tensor:
         """S, (n, 1, h, w): of the forward just made, or the user's masks."""
@@ -60,7 +61,7 @@ class ConceptSaliency:
         else:
             if not self.seen:
                 raise ValueError(BLIND)
-            maps = self._averaged(views, pictures) if self.kept else self.seen
+            maps = self._averaged(views, pictures) if self.kept else list(self.seen.values())
             salient = resize_map(joined_map(self.material.reading, maps), *self.grid)
             least = self.material.thresholds[pictures].to(salient)
             masks = (salient >= least[:, None, None]).float()[:, None]
@@ -68,14 +69,18 @@ class ConceptSaliency:
         return masks
 
     def _averaged(self, views: list[int], pictures: list[int]) -> list[Tensor]:
-        """The running average of each layer's maps after each of the pictures, in their order."""
+        """The running average of each layer's maps after each of the pictures, in their order.
+
+        Resized where another pack changes the layer's grid from level to level.
+        """
         layers = []
-        for layer, maps in enumerate(self.seen):
+        for layer, maps in self.seen.items():
             rows = []
             for view, picture, now in zip(views, pictures, maps, strict=True):
                 place = layer, view, picture
                 before = self.step.averages.get(place, self.averages.get(place))
-                now = now if before is None else torch.lerp(now, before.to(now), self.kept)
+                if before is not None:
+                    now = torch.lerp(now, resize_map(before[None].to(now), *now.shape)[0], self.kept)
                 self.step.averages[place] = now.cpu()
                 rows.append(now)
             layers.append(torch.stack(rows))
@@ -96,11 +101,18 @@ class ConceptSaliency:
         return total / uses.sum(0).clamp_min(1)[:, None, None]
 
     def state(self) -> dict[str, Tensor]:
-        averages = {"map." + ".".join(map(str, place)): one for place, one in self.averages.items()}
+        averages = {
+            ".".join(map(str, ("map", *layer, view, picture))): one
+            for (layer, view, picture), one in self.averages.items()
+        }
         return {"masks": self.masks, "uses": self.uses, **averages}
 
     def load_state(self, state: dict[str, Tensor]) -> None:
         self.masks, self.uses = state["masks"], state["uses"]
-        self.averages = {
-            tuple(map(int, key.split(".")[1:])): one for key, one in state.items() if key.startswith("map.")
-        }
+        self.averages = {_place(key): one for key, one in state.items() if key.startswith("map.")}
+
+
+def _place(key: str) -> _Place:
+    _, part, *numbers = key.split(".")
+    block, depth, view, picture = map(int, numbers)
+    return (part, block, depth), view, picture

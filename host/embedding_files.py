@@ -14,7 +14,7 @@ IF_EXISTS = ("number", "overwrite", "error")
 # Whatever the host would load under a name, the first of them that a folder holds.
 _SUFFIXES = ("", ".safetensors", ".pt", ".bin")
 # Of the 255 bytes that file systems allow, what leaves room for numbers and the endings of checkpoints.
-_LONGEST = 180
+_LONGEST = 200
 _RESERVED = {"con", "prn", "aux", "nul", *(f"{port}{number}" for port in ("com", "lpt") for number in range(1, 10))}
 
 
@@ -22,7 +22,7 @@ def embedding_name(name: str, if_exists: str) -> str:
     """The name under which a concept is going to be saved, decided before it is learned.
 
     if_exists: `number` adds -2, -3 ... to a taken name, `overwrite` keeps it, `error` refuses it. Raises ValueError
-    for that, and for a name that is empty, holds parts of a path, or cannot be written in a prompt.
+    for that, and for a name that is empty, too long, holds parts of a path, or cannot be written in a prompt.
     """
     name = name.strip().removesuffix(".safetensors")
     if "/" in name or "\\" in name or ".." in name:
@@ -33,7 +33,9 @@ def embedding_name(name: str, if_exists: str) -> str:
             "Use letters, digits, - and _ only, such as my-cat."
         )
     if len(name.encode()) > _LONGEST:
-        raise ValueError(f"The name has {len(name)} letters, too many for a file. Give a shorter one, such as my-cat.")
+        raise ValueError(
+            f"The name has {len(name.encode())} bytes and a file takes {_LONGEST}. Give a shorter one, such as my-cat."
+        )
     if if_exists == "overwrite" or not _found(name):
         return name
     if if_exists == "error":

@@ -211,7 +211,7 @@ class Plan:
         return dict.fromkeys(rows, self._name(last.null_text))
 
 
-def whole_cells(size: tuple[int, int], latent: tuple[int, int]) -> tuple[int, int] | None:
+def cell_offset(size: tuple[int, int], latent: tuple[int, int]) -> tuple[int, int] | None:
     """(top, left): where in a picture of size (H, W) the first of a latent's (h, w) cells lies.
 
     Such a picture was padded right and below (by us) or cropped all round (by the host's VAE Encode) to whole cells.
@@ -225,11 +225,11 @@ def whole_cells(size: tuple[int, int], latent: tuple[int, int]) -> tuple[int, in
 
 
 def fit_to_latent(mask: Tensor, height: int, width: int) -> Tensor:
-    """The masks (B, H, W) on the pixels of a latent of height x width cells, as `whole_cells` has it, or resized.
+    """The masks (B, H, W) on the pixels of a latent of height x width cells, as `cell_offset` has it, or resized.
 
     Raises ValueError for another aspect.
     """
-    offset = whole_cells(tuple(mask.shape[1:]), (height, width))
+    offset = cell_offset(tuple(mask.shape[1:]), (height, width))
     height, width = height * CELL, width * CELL
     if offset is None:
         return fit_mask(mask, height, width)

@@ -199,7 +199,7 @@ class TrainConcept(io.ComfyNode):
                     advanced=True,
                     tooltip="Go on where a cancelled or failed run of the same name, settings and pictures stopped.",
                 ),
-                # Last: saved graphs hold the widgets' values in their order.
+                # New ones at the end: saved graphs hold the widgets' values in their order.
                 io.Int.Input(
                     "resolution",
                     default=512,

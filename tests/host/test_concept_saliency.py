@@ -10,6 +10,7 @@ from inlay.host.concept_saliency import ConceptSaliency
 
 VIEWS, PICTURES, GRID, KEPT = 2, 2, (6, 8), 0.9
 GRIDS = ((3, 4), (6, 8))
+LAYERS = (("middle", 1, 0), ("output", 3, 1))
 EXAMPLES = [(0, 1), (1, 1), (0, 1), (0, 0), (0, 1), (1, 0), (1, 1), (0, 1)]
 MAPS = [2 * torch.rand(len(EXAMPLES), *grid, generator=torch.Generator().manual_seed(3)) for grid in GRIDS]
 
@@ -20,7 +21,7 @@ def looking(reading=READINGS[0], kept=KEPT):
 
 
 def masks_of(saliency, examples, maps):
-    saliency.seen[:] = maps
+    saliency.seen = dict(zip(LAYERS, maps, strict=True))
     return saliency.of(*map(list, zip(*examples, strict=True)))
 
 
@@ -87,3 +88,19 @@ def test_a_checkpoint_holds_the_averages():
     assert torch.equal(masks_of(second, EXAMPLES[4:], [one[4:] for one in MAPS]), wanted)
     second.end()
     assert torch.equal(second.masks, whole.masks) and torch.equal(second.uses, whole.uses)
+
+
+def test_a_layer_whose_grid_changes_with_the_level_keeps_its_average():
+    saliency = looking()
+    first = masks_of(saliency, [(0, 0)], [torch.full((1, 3, 4), 2.0), torch.full((1, 6, 8), 2.0)])
+    saliency.end()
+    again = masks_of(saliency, [(0, 0)], [torch.zeros(1, 2, 2), torch.zeros(1, 3, 4)])
+    assert first.all() and again.all()
+
+
+def test_a_layer_that_is_not_seen_this_time_does_not_lend_its_average_to_another():
+    saliency = looking()
+    masks_of(saliency, [(0, 0)], [torch.zeros(1, 6, 8), torch.full((1, 6, 8), 2.0)])
+    saliency.end()
+    saliency.seen = {LAYERS[1]: torch.zeros(1, 6, 8)}
+    assert saliency.of([0], [0]).all()

@@ -256,6 +256,8 @@ def test_files_are_numbered_kept_or_refused_and_stay_in_their_folder(lora):
         lora_name("taken", "error")
     with pytest.raises(ValueError, match="path"):
         lora_name("../taken", "number")
+    with pytest.raises(ValueError, match="has 201 bytes and a file takes 200"):
+        lora_name("x" * 201, "number")
     with pytest.raises(ValueError, match="There is no LoRA"):
         read_lora("nothing.safetensors")
 

@@ -154,16 +154,19 @@ def test_what_the_decoder_keeps_counts_where_pictures_are_decoded(learn, tiny, m
     assert found == [4, int(4.5 * plain / (plain + decoded)) or 1]
 
 
-def test_out_of_memory_halves_what_goes_at_once(learn, monkeypatch, caplog):
-    settings = {"accumulation": 4, "images": PAIR}
+@pytest.mark.parametrize("map_average", [0.0, 0.9])
+def test_out_of_memory_halves_what_goes_at_once(learn, monkeypatch, caplog, map_average):
+    settings = {"accumulation": 4, "images": PAIR, "map_average": map_average}
     single = learn(at_once=1, **settings)
     plain, sizes, most = concept_loop.objective_loss, [], 1
 
     def full(objective, estimate, *rest):
         sizes.append(len(estimate.denoised))
+        # After the masks were read, which must not count twice.
+        loss = plain(objective, estimate, *rest)
         if sizes[-1] > most:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
-        return plain(objective, estimate, *rest)
+        return loss
 
     monkeypatch.setattr(concept_loop, "objective_loss", full)
     learned = learn(at_once=100, **settings)
@@ -187,6 +190,19 @@ def test_a_step_that_is_not_a_number_is_left_out(learn, monkeypatch):
     learned = learn(steps=2)
     assert learned.losses == whole.losses and torch.equal(saved(learned)["clip_l"], saved(whole)["clip_l"])
     assert torch.equal(learned.mask, whole.mask)
+
+
+def test_a_step_that_is_left_out_counts_for_no_mask(learn, monkeypatch):
+    plain, calls, loops, run = concept_loop.objective_loss, [], [], concept_loop.ConceptLoop.run
+
+    def odd(*args):
+        calls.append(1)
+        return plain(*args) * (float("nan") if len(calls) == 2 else 1)
+
+    monkeypatch.setattr(concept_loop, "objective_loss", odd)
+    monkeypatch.setattr(concept_loop.ConceptLoop, "run", lambda loop, *args: loops.append(loop) or run(loop, *args))
+    learn(steps=3)
+    assert len(calls) == 3 and loops[0].saliency.uses.sum() == 2
 
 
 def test_the_live_preview_shows_a_sample_whatever_the_host_previews(learn, monkeypatch):
