@@ -56,6 +56,7 @@ INIT_WORD = "thing"
 LEARNING_RATE = 0.005
 RATES = (0.0005, 0.002, 0.01)
 BARE = ", alone in its text"
+ANOTHER = "floor: another subject in the place, through the VAE"
 
 BASELINES = {name: ConceptSettings(objective=name) for name in ("plain", "multi", "pixel", "latent")}
 FOCUS = "saliency focus"
@@ -112,6 +113,10 @@ def at(row: str, step: int) -> str:
     return f"{row}, step {step}"
 
 
+def before(tokens: int) -> str:
+    return f"before training, {tokens} tokens"
+
+
 def word_mask(models: DemoModels, task: Task, option: Option) -> Tensor:
     """(1, H, W): where the word `thing` acts in the reference, under a sentence that names style and background."""
     said = {"clip": models.clip, "prompt": task.caption, "words": INIT_WORD}
@@ -152,7 +157,7 @@ def _measure(study: Study, world: World, rows: dict[str, ConceptSettings], seeds
         painted = paint_concept(world, task, list(texts.values()))
         for step, pictures in zip(texts, painted, strict=True):
             # The start is the same for every objective of as many tokens.
-            row = at(name, step) if step else f"before training, {1 if name == 'plain' else settings.tokens} tokens"
+            row = at(name, step) if step else before(1 if name == "plain" else settings.tokens)
             if step or name in ("plain", "multi"):
                 measured.append(Measured(row, seed, likeness.values(pictures)))
         study.show(seed, name, "", painted[-1, 0])
@@ -170,7 +175,7 @@ def _bounds(world: World, task: Task) -> dict[str, Tensor]:
     pictures = {
         "ceiling: the subject in the place, through the VAE": task.truth,
         "floor: the empty place, through the VAE": task.place,
-        "floor: another subject in the place, through the VAE": task.another,
+        ANOTHER: task.another,
     }
     return {name: decode_picture(vae, encode_picture(vae, one), SIZE, SIZE) for name, one in pictures.items()}
 
@@ -203,6 +208,9 @@ CONTRASTS = (
     *((at(SHIPPED, 150), at(name, LAST)) for name in BASELINES),
     *((at(name, LAST), at("multi", LAST)) for name in (*FOCI, *ALONE, "latent", "pixel")),
     (BARE_SHIPPED, BARE_MULTI),
+    *((at(name, LAST), at(f"{name}{BARE}", LAST)) for name in ("multi", SHIPPED)),
+    *((at(name, LAST), other) for name in ("multi", SHIPPED) for other in (before(6), ANOTHER)),
+    (at("multi", LAST), at("plain", LAST)),
     (at(SHIPPED, LAST), at(FOCUS, LAST)),
     (at(TRUE_MASK, LAST), at(SHIPPED, LAST)),
 )
