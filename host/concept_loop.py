@@ -27,12 +27,12 @@ from .decoders import full_decoder
 from .gradients import differentiable_layers, gradient_phase, ordinary, plain_attention
 from .models import prediction_kind, trained_levels
 from .out_of_memory import is_out_of_memory
+from .precision import set_precision
 from .recompute import recompute_blocks
 from .together import examples_together
 
 logger = logging.getLogger("inlay")
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # Told the number of steps done, and the vectors, which the next step changes.
 AfterStep = Callable[[int, Vectors], None]
 
@@ -55,8 +55,7 @@ class ConceptLoop:
         """Trains up to the job's steps and returns a latent as VAE.decode takes it: a sample, or a reference."""
         material, settings = self.material, self.settings
         model = with_backward(material.model)
-        if settings.precision != "auto":
-            model.set_model_compute_dtype(_DTYPES[settings.precision])
+        set_precision(model, settings.precision)
         if settings.checkpointing:
             recompute_blocks(model)
         shown = material.pixels is not None or settings.preview_every

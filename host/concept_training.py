@@ -33,7 +33,6 @@ from .unet_blocks import require_unet
 
 logger = logging.getLogger("inlay")
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
 _FP16_VAE = (
     "The VAE's decoder overflows in fp16, most likely: run the VAE in higher precision (--fp32-vae or --bf16-vae), or "
     "choose another objective."

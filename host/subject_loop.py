@@ -27,12 +27,12 @@ from .gradients import gradient_phase, ordinary, plain_attention, static_patcher
 from .lora_training import count_parameters
 from .models import prediction_kind, trained_levels
 from .notice import show_sentence
+from .precision import set_precision
 from .recompute import bytes_kept, recompute_blocks
 from .saliency import BLIND, chosen_layers
 from .salient_masks import AUTO_LAYER
 from .subject_data import SubjectData
 
-_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 # A step goes forward once and back at about twice that, and forward again where the blocks are recomputed.
 STEP_COST, RECOMPUTED_COST = 3, 4
 # What backward keeps of a row whose blocks are recomputed, against what the host reserves for a forward.
@@ -107,8 +107,7 @@ class SubjectLoop:
         settings = self.settings
         model = static_patcher(self.model)
         make_room(model, KEPT_RECOMPUTED if settings.checkpointing else backward_factor(), whole=True)
-        if settings.precision != "auto":
-            model.set_model_compute_dtype(_DTYPES[settings.precision])
+        set_precision(model, settings.precision)
         if settings.checkpointing:
             recompute_blocks(model)
         return model

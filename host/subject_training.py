@@ -14,8 +14,6 @@ from .subject_job import SubjectJob
 from .subject_photos import BoxValue, Photo, read_photos
 from .subject_telling import Teller
 
-PRECISIONS = ("auto", "bf16", "fp16", "fp32")
-
 
 @dataclass(frozen=True)
 class Photos:

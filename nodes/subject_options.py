@@ -3,9 +3,9 @@
 from comfy_api.latest import io
 
 from ..host.lora_training import TARGETS
-from ..host.subject_training import PRECISIONS
 from ..training.mask_augmentation import MASKS
 from ..training.subject_settings import LOSSES, PROJECTIONS
+from .widgets import checkpointing_widget, precision_widget
 
 
 def rare_inputs() -> list[io.Input]:
@@ -90,21 +90,8 @@ def rare_inputs() -> list[io.Input]:
             advanced=True,
             tooltip="Only the thing counts, not what is around it. Takes the masks or boxes.",
         ),
-        io.Combo.Input(
-            "precision",
-            options=list(PRECISIONS),
-            default="auto",
-            optional=True,
-            advanced=True,
-            tooltip="What the UNet computes in; the LoRA is always fp32. auto: as it is loaded.",
-        ),
-        io.Boolean.Input(
-            "checkpointing",
-            default=False,
-            optional=True,
-            advanced=True,
-            tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
-        ),
+        precision_widget("What the UNet computes in; the LoRA is always fp32."),
+        checkpointing_widget(),
         io.Int.Input(
             "preview_every",
             default=10,

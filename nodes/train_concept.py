@@ -3,11 +3,11 @@ from comfy_api.latest import io
 from ..host.attention_layers import LAYERS
 from ..host.concept_masks import MASK_SOURCES
 from ..host.concept_text import SLOT
-from ..host.concept_training import PRECISIONS, learn_concept
+from ..host.concept_training import learn_concept
 from ..host.embedding_files import IF_EXISTS
 from ..training.concept import ConceptSettings
 from ..training.objectives import OBJECTIVES
-from .widgets import seed_widget
+from .widgets import checkpointing_widget, precision_widget, seed_widget
 
 
 class TrainConcept(io.ComfyNode):
@@ -159,21 +159,8 @@ class TrainConcept(io.ComfyNode):
                     advanced=True,
                     tooltip="Mirror pictures at random. Off for things with text or a left and a right.",
                 ),
-                io.Combo.Input(
-                    "precision",
-                    options=list(PRECISIONS),
-                    default="auto",
-                    optional=True,
-                    advanced=True,
-                    tooltip="What the UNet computes in while training; losses are always fp32. auto: as it is loaded.",
-                ),
-                io.Boolean.Input(
-                    "checkpointing",
-                    default=False,
-                    optional=True,
-                    advanced=True,
-                    tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
-                ),
+                precision_widget("What the UNet computes in while training; losses are always fp32."),
+                checkpointing_widget(),
                 io.Int.Input(
                     "at_once",
                     default=0,

@@ -5,6 +5,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..host.paint_settings import SCHEDULER_NAMES
+from ..host.precision import PRECISIONS
 
 
 def seed_widget(tooltip: str, **more: Any) -> io.Input:
@@ -23,6 +24,27 @@ def scheduler_widget(**more: Any) -> io.Input:
 
 def feather_widget(tooltip: str, **more: Any) -> io.Input:
     return io.Int.Input("feather", default=4, min=0, max=256, tooltip=tooltip, **more)
+
+
+def precision_widget(what: str) -> io.Input:
+    return io.Combo.Input(
+        "precision",
+        options=list(PRECISIONS),
+        default="auto",
+        optional=True,
+        advanced=True,
+        tooltip=f"{what} auto: as it is loaded.",
+    )
+
+
+def checkpointing_widget() -> io.Input:
+    return io.Boolean.Input(
+        "checkpointing",
+        default=False,
+        optional=True,
+        advanced=True,
+        tooltip="Compute the UNet's blocks again in backward: much less memory, about a third more time.",
+    )
 
 
 def strength_unit_widget(raw: str) -> io.Input:
